@@ -1,0 +1,1 @@
+"""From snapshots to one model: members, combiners, selection."""

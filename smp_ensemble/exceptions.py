@@ -1,0 +1,44 @@
+"""Errors that users meet: each says what was expected, what came, and the remedy, in one line.
+
+Everything that a user can mend derives from `InputError`; the command line turns those into one line and exit code 2.
+"""
+
+
+class SmpEnsembleError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class InputError(SmpEnsembleError, ValueError):
+    """Bad input: an option, a file or an array that the user can mend."""
+
+
+class DataError(InputError):
+    """A data set that cannot be read as described: missing folder, broken image, class id outside the range."""
+
+
+class ConfigError(InputError):
+    """An option or a combination of options that makes no sense: unknown name, wrong type, conflicting values."""
+
+
+class NetworkError(InputError):
+    """A network that cannot take part: it has an activation, an auxiliary head, or parts that do not fit."""
+
+
+class NothingFoundError(InputError):
+    """A query that found no snapshot; the message says what was searched, where, and what would match."""
+
+
+class LeakError(InputError):
+    """Members would be scored on images that they were trained on."""
+
+
+class ScheduleError(InputError):
+    """Training is set up so that a schedule or its snapshots cannot be right: a second scheduler, no validation."""
+
+
+class IntegrityError(SmpEnsembleError):
+    """A stored artifact is not what was written: names the file, the expected and the found SHA-256."""
+
+
+class DeliveryError(SmpEnsembleError):
+    """The tracking server did not take what was handed to it; the spool still holds it."""

@@ -1,0 +1,1 @@
+"""How good it is: streaming scores over all valid pixels."""

@@ -1,0 +1,1 @@
+"""Between snapshots and MLflow: the only package that imports mlflow."""

@@ -1,0 +1,1 @@
+"""From data to snapshots: schedules, trainers, the Lightning module and the snapshot callback."""
