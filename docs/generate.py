@@ -1,0 +1,59 @@
+"""Writes what follows from the options of the commands: `MLproject` and the tables in `docs/commands.md`.
+
+Run `python docs/generate.py` after changing an option; the tests compare both files with what this gives.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+from smp_ensemble.cli import COMMANDS, default_text, flag
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def mlproject() -> str:
+    """`MLproject`: each command is an entry point, each option a parameter of the same name."""
+    lines = [
+        "# Written by docs/generate.py from the options of the commands.",
+        "name: smp_ensemble",
+        "",
+        "python_env: python_env.yaml",
+        "",
+        "entry_points:",
+    ]
+    for name, command in COMMANDS.items():
+        lines += [f"  {name}:", "    parameters:"]
+        options = fields(command.options)
+        for known in options:
+            required = known.metadata.get("required")
+            default = "" if required else f", default: {json.dumps(default_text(known))}"
+            lines.append(f"      {known.name}: {{type: string{default}}}")
+        typed = " ".join(f"{flag(known.name)} {{{known.name}}}" for known in options)
+        lines.append(f'    command: "smp-ensemble {name} {typed}"')
+    return "\n".join(lines) + "\n"
+
+
+def commands_page() -> str:
+    """`docs/commands.md`: every command with its options."""
+    lines = [
+        "# Commands",
+        "",
+        "Each is `smp-ensemble COMMAND --option value` and `mlflow run . -e COMMAND -P option=value`. Written by",
+        "`docs/generate.py`.",
+    ]
+    for name, command in COMMANDS.items():
+        lines += ["", f"## {name}", "", f"{command.summary[0].upper()}{command.summary[1:]}.", ""]
+        lines += [f"    {command.example}", "", "| option | default | meaning |", "|---|---|---|"]
+        for known in fields(command.options):
+            default = f"`{text}`" if (text := default_text(known)) else ""
+            meaning = known.metadata["help"].replace("|", "\\|")
+            lines.append(f"| `{flag(known.name)}` | {default} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    (ROOT / "MLproject").write_text(mlproject(), encoding="utf-8", newline="\n")
+    (ROOT / "docs" / "commands.md").write_text(commands_page(), encoding="utf-8", newline="\n")

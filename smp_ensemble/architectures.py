@@ -1,0 +1,208 @@
+"""Networks by name and JSON options, and back from a `config.json`: smp's own, and those of the entry-point group."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import segmentation_models_pytorch as smp
+from torch import nn
+
+from smp_ensemble import registry
+from smp_ensemble.exceptions import ConfigError, NetworkError
+
+GROUP = "smp_ensemble.architectures"
+DEFAULT_STRIDE = 32
+"""Images are padded to a multiple of this where a network does not say its own output stride."""
+
+_PLUGIN_KEY = "_architecture"
+
+
+def architecture_names() -> list[str]:
+    """Names of all architectures: smp's (`unet`, `fpn`, ...) and those that are installed as plugins."""
+    return sorted({*smp.MODEL_ARCHITECTURES_MAPPING, *registry.names(GROUP)})
+
+
+def _check_encoder(encoder_name: str) -> None:
+    known = smp.encoders.get_encoder_names()
+    if encoder_name not in known and not encoder_name.startswith("tu-"):
+        raise ConfigError(
+            f"unknown encoder '{encoder_name}': {registry.nearest(encoder_name, known)}; "
+            "any timm model works as 'tu-NAME'"
+        )
+
+
+def _check_options(smp_class: type[nn.Module], options: Mapping[str, Any], encoder_name: str) -> None:
+    """Refuses options that smp would swallow in its `**kwargs` without a word."""
+    if encoder_name.startswith("tu-"):
+        return  # there they reach timm, which checks them
+    named = {
+        name
+        for name, parameter in inspect.signature(smp_class).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    for option in options:
+        if option not in named:
+            raise ConfigError(f"{smp_class.__name__} has no model-option '{option}': {registry.nearest(option, named)}")
+
+
+def create_network(
+    arch: str,
+    *,
+    encoder_name: str = "resnet18",
+    encoder_weights: str | None = None,
+    in_channels: int = 3,
+    num_outputs: int = 1,
+    model_options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Builds a network that gives logits `(N, num_outputs, H, W)`.
+
+    Args:
+        arch: `unet`, `fpn`, `deeplabv3plus`, ..., or a plugin's name.
+        encoder_name: An smp encoder, or `tu-NAME` for any timm model.
+        encoder_weights: Name of pretrained weights (`imagenet`), or None for random initialisation.
+        in_channels: Bands of the images.
+        num_outputs: K, output channels.
+        model_options: Further constructor arguments (`decoder_channels`, `encoder_output_stride`, ...).
+
+    Raises:
+        ConfigError: Unknown name, an option that the architecture does not take, or weights that cannot be fetched.
+        NetworkError: The options add an activation or an auxiliary head.
+    """
+    options = dict(model_options or {})
+    for option in ("activation", "aux_params"):
+        if options.get(option) is not None:
+            raise NetworkError(_refusal(option))
+    smp_class = smp.MODEL_ARCHITECTURES_MAPPING.get(arch.lower())
+    arguments = {
+        "encoder_name": encoder_name,
+        "encoder_weights": encoder_weights,
+        "in_channels": in_channels,
+        "classes": num_outputs,
+        **options,
+    }
+    if smp_class is None:
+        if arch not in registry.names(GROUP):
+            raise ConfigError(f"unknown arch '{arch}': {registry.nearest(arch, architecture_names())}")
+        return _from_plugin(arch, arguments)
+    _check_encoder(encoder_name)
+    _check_options(smp_class, options, encoder_name)
+    try:
+        network = smp_class(**arguments)
+    except OSError as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise ConfigError(
+            f"cannot fetch encoder_weights '{encoder_weights}' for encoder '{encoder_name}': {reason} "
+            "Connect to the network once, or use encoder-weights=none"
+        ) from error
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"cannot build {smp_class.__name__} with encoder '{encoder_name}', encoder_weights "
+            f"{encoder_weights!r} and model-options {json.dumps(options, default=str)}: {reason}"
+        ) from error
+    check_network(network)
+    assert isinstance(network, nn.Module)
+    return network
+
+
+def _from_plugin(arch: str, options: Mapping[str, Any]) -> nn.Module:
+    factory = registry.load(GROUP, arch)
+    network = factory(**options)
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"architecture '{arch}' must build a torch.nn.Module, got {type(network).__name__}")
+    setattr(network, _PLUGIN_KEY, {_PLUGIN_KEY: arch, **options, "encoder_weights": None})
+    check_network(network)
+    return network
+
+
+def _refusal(option: str) -> str:
+    why = {
+        "activation": "it would turn logits into probabilities before the ensemble does",
+        "aux_params": "it would make the network return a tuple of mask and label",
+    }[option]
+    return f"a member must give logits alone, but this network has '{option}': {why}; build it with {option}=None"
+
+
+def check_network(network: nn.Module) -> None:
+    """Refuses, by name, a network whose output is not one tensor of logits.
+
+    Raises:
+        NetworkError: It has an `activation` or was built with `aux_params`.
+    """
+    if getattr(network, "classification_head", None) is not None:
+        raise NetworkError(_refusal("aux_params"))
+    head = getattr(network, "segmentation_head", None)
+    if isinstance(head, nn.Sequential) and len(head):
+        last = head[-1]
+        if not isinstance(getattr(last, "activation", nn.Identity()), nn.Identity):
+            raise NetworkError(_refusal("activation"))
+
+
+def _arguments(network: Any) -> Mapping[str, Any]:
+    """Constructor arguments of an smp network, as smp itself records them."""
+    arguments: Mapping[str, Any] = network.config
+    return arguments
+
+
+def network_config(network: nn.Module) -> dict[str, Any]:
+    """What `from_config` needs to build the network again, and `smp.from_pretrained` to open it offline.
+
+    Raises:
+        NetworkError: The network is neither smp's nor a registered architecture's, so nobody could rebuild it.
+    """
+    plugin = getattr(network, _PLUGIN_KEY, None)
+    if plugin is not None:
+        return dict(plugin)
+    name = type(network).__name__
+    if type(network) is not smp.MODEL_ARCHITECTURES_MAPPING.get(name.lower()):
+        raise NetworkError(
+            f"expected one of smp's own networks or a registered architecture, got {type(network).__qualname__}: "
+            f"register a factory for it under the entry-point group '{GROUP}' and build it with create_network"
+        )
+    # Null weights: opening a finished network must not fetch its encoder's first ones.
+    config: dict[str, Any] = {**_arguments(network), "_model_class": name, "encoder_weights": None}
+    try:
+        json.dumps(config)
+    except TypeError as error:
+        raise NetworkError(f"{name} was built with arguments that JSON cannot hold: {error}") from error
+    return config
+
+
+def from_config(config: Mapping[str, Any]) -> nn.Module:
+    """Builds the network that a `config.json` describes, with fresh weights; only known classes are ever called.
+
+    Raises:
+        NetworkError: The class is not one of smp's, or the arguments do not fit it.
+    """
+    arguments = dict(config)
+    plugin = arguments.pop(_PLUGIN_KEY, None)
+    if plugin is not None:
+        return _from_plugin(str(plugin), arguments)
+    name = str(arguments.pop("_model_class", ""))
+    smp_class = smp.MODEL_ARCHITECTURES_MAPPING.get(name.lower())
+    if smp_class is None or smp_class.__name__ != name:
+        raise NetworkError(
+            f"config.json names the class '{name}', which smp does not have: "
+            f"{registry.nearest(name, (known.__name__ for known in smp.MODEL_ARCHITECTURES_MAPPING.values()))}"
+        )
+    arguments["encoder_weights"] = None
+    try:
+        network = smp_class(**arguments)
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise NetworkError(f"config.json does not fit {name}: {' '.join(str(error).split())}") from error
+    check_network(network)
+    assert isinstance(network, nn.Module)
+    return network
+
+
+def output_stride(networks: Iterable[nn.Module]) -> int:
+    """The least number that image height and width must be multiples of for all of `networks`."""
+    strides = [
+        int(getattr(getattr(network, "encoder", None), "output_stride", DEFAULT_STRIDE) or DEFAULT_STRIDE)
+        for network in networks
+    ]
+    return math.lcm(*strides) if strides else DEFAULT_STRIDE

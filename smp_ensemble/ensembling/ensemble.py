@@ -1,0 +1,138 @@
+"""The ensemble: members and how they combine; raw images in, probabilities out, never logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from smp_ensemble.architectures import check_network
+from smp_ensemble.ensembling.combiners import make_combiner
+from smp_ensemble.ensembling.temperature import apply_temperature
+from smp_ensemble.exceptions import ConfigError, NetworkError
+from smp_ensemble.registry import nearest
+from smp_ensemble.typing import MODES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from smp_ensemble.typing import Mode
+
+VIEWS = ("none",)
+"""Test-time views that this version knows."""
+
+
+def check_views(views: Sequence[str] | None) -> tuple[str, ...]:
+    """Refuses views that this version does not know.
+
+    Raises:
+        ConfigError: An unknown view.
+    """
+    chosen = tuple(views or VIEWS)
+    for view in chosen:
+        if view not in VIEWS:
+            raise ConfigError(f"unknown views '{view}': {nearest(view, VIEWS)}")
+    return chosen
+
+
+class Ensemble(nn.Module):
+    """Raw images `(N, C, H, W)` -> probabilities `(N, K, H, W)`.
+
+    Members run one after the other and their probabilities stream into the combiner: the peak holds one member's
+    activations and one running sum, however many members there are.
+
+    Args:
+        members: Modules that give logits `(N, K, H, W)` for raw images; `Member` wraps an smp network.
+        mode: `binary`, `multiclass` or `multilabel`.
+        combiner: Name in the entry-point group `smp_ensemble.combiners`.
+        weights: One for each member, not negative; scale-free. None: equal.
+        views: Test-time views; None: the image as it is.
+        temperature: Of the combined probabilities; 1 leaves them.
+        threshold: Foreground from this probability on, in binary and multilabel mode.
+        class_names: As in `Task.class_names`; may stay empty for an ensemble that is never saved.
+
+    Raises:
+        ConfigError: No members, unknown mode or combiner, or weights that do not fit.
+        NetworkError: A member has an activation or an auxiliary head.
+
+    Example:
+        >>> ensemble = Ensemble([nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1)], mode="multiclass")
+        >>> ensemble(torch.zeros(1, 3, 4, 4)).sum(dim=1).shape
+        torch.Size([1, 4, 4])
+    """
+
+    def __init__(
+        self,
+        members: Sequence[nn.Module],
+        *,
+        mode: Mode,
+        combiner: str = "mean",
+        weights: Sequence[float] | None = None,
+        views: Sequence[str] | None = None,
+        temperature: float = 1.0,
+        threshold: float = 0.5,
+        class_names: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        if not members:
+            raise ConfigError("an ensemble needs at least one member, got none")
+        if mode not in MODES:
+            raise ConfigError(f"unknown mode '{mode}': {nearest(str(mode), MODES)}")
+        for member in members:
+            check_network(member)
+        weights = [1.0] * len(members) if weights is None else [float(weight) for weight in weights]
+        if len(weights) != len(members):
+            raise ConfigError(f"expected one weight for each of {len(members)} members, got {len(weights)}")
+        if min(weights) < 0 or sum(weights) <= 0:
+            raise ConfigError(f"weights must not be negative, and one must be above 0, got {weights}")
+        if not temperature > 0:
+            raise ConfigError(f"temperature must be above 0, got {temperature}")
+        if not 0 < threshold < 1:
+            raise ConfigError(f"threshold must lie between 0 and 1, got {threshold}")
+        make_combiner(combiner)  # an unknown name is an error now, not at the first image
+        self.members = nn.ModuleList(members)
+        self.mode = mode
+        self.combiner = combiner
+        self.weights = tuple(weights)
+        self.views = check_views(views)
+        self.temperature = float(temperature)
+        self.threshold = float(threshold)
+        self.class_names = tuple(class_names)
+        self.eval()
+
+    def probabilities_of(self, logits: Tensor) -> Tensor:
+        """Probabilities `(N, K, H, W)`, float32, of one member's logits."""
+        if not isinstance(logits, Tensor):
+            raise NetworkError(f"a member must give one tensor of logits, got {type(logits).__name__}")
+        logits = logits.float()
+        return logits.softmax(dim=1) if self.mode == "multiclass" else logits.sigmoid()
+
+    def member_probabilities(self, images: Tensor) -> Iterator[Tensor]:
+        """Each member's probabilities `(N, K, H, W)` in turn; hold on to one at a time to keep memory constant."""
+        for member in self.members:
+            yield self.probabilities_of(member(images))
+
+    def combine(self, probabilities: Iterator[Tensor]) -> Tensor:
+        """Combined probabilities `(N, K, H, W)` from a stream of the members', in the order of the members."""
+        combiner = make_combiner(self.combiner)
+        shape: torch.Size | None = None
+        for index, (one, weight) in enumerate(zip(probabilities, self.weights, strict=True)):
+            if shape is not None and one.shape != shape:
+                raise NetworkError(
+                    f"members must agree in shape: member 0 gives {tuple(shape)}, member {index} {tuple(one.shape)}"
+                )
+            shape = one.shape
+            combiner.update(one, weight)
+        return apply_temperature(combiner.compute(), self.temperature, self.mode)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Probabilities `(N, K, H, W)`, float32, of raw images `(N, C, H, W)`; `Engine` takes any H and W."""
+        return self.combine(self.member_probabilities(images))
+
+    def decide(self, probabilities: Tensor) -> Tensor:
+        """Masks, uint8: class ids `(N, H, W)`; in multilabel mode 0 or 1 in `(N, K, H, W)`."""
+        if self.mode == "multiclass":
+            return probabilities.argmax(dim=1).to(torch.uint8)
+        decided = (probabilities >= self.threshold).to(torch.uint8)
+        return decided[:, 0] if self.mode == "binary" else decided

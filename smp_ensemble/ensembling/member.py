@@ -1,0 +1,106 @@
+"""A member: a network with its own normalisation, kept as `config.json` and `model.safetensors`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from smp_ensemble.architectures import check_network, from_config, network_config
+from smp_ensemble.exceptions import NetworkError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from smp_ensemble.data.normalization import Normalization
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+class Member(nn.Module):
+    """Raw images `(N, C, H, W)` -> logits `(N, K, H, W)`: normalisation, then the network.
+
+    Args:
+        network: Gives logits for normalised images.
+        normalization: What the network's input goes through first.
+
+    Raises:
+        NetworkError: The network has an activation or an auxiliary head.
+    """
+
+    def __init__(self, network: nn.Module, normalization: Normalization) -> None:
+        check_network(network)
+        super().__init__()
+        self.network = network
+        self.normalization = normalization
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `(N, K, H, W)` of raw images `(N, C, H, W)`; H and W must fit the network's output stride."""
+        logits = self.network(self.normalization(images))
+        assert isinstance(logits, Tensor)
+        return logits
+
+
+def save_network(network: nn.Module, folder: Path) -> None:
+    """Writes `config.json` and `model.safetensors` to `folder`, as `smp.from_pretrained(folder)` opens them, offline.
+
+    Raises:
+        NetworkError: Nobody could build the network again from a configuration.
+    """
+    config = network_config(network)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    # Clones: tensors that share storage are written twice rather than refused; the file stays loadable by name.
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in network.state_dict().items():
+        shared = tensor.data_ptr() in seen
+        seen.add(tensor.data_ptr())
+        tensors[name] = tensor.detach().clone() if shared else tensor.detach().contiguous()
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def load_network(folder: Path) -> nn.Module:
+    """Reads what `save_network` wrote; the network comes back in evaluation mode, on the CPU.
+
+    Raises:
+        NetworkError: The configuration is not JSON, names no class of smp, or does not fit the weights.
+    """
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise NetworkError(f"cannot read {folder / CONFIG_FILE}: {error}") from error
+    if not isinstance(config, dict):
+        raise NetworkError(f"expected an object in {folder / CONFIG_FILE}, got {type(config).__name__}")
+    network = from_config(config)
+    try:
+        tensors = load_file(folder / WEIGHTS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise NetworkError(f"cannot read {folder / WEIGHTS_FILE}: {error}") from error
+    load_weights(network, tensors, str(folder / WEIGHTS_FILE))
+    return network.eval()
+
+
+def load_weights(network: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """Loads a state dict; the error names the first tensor that differs, with both shapes.
+
+    Raises:
+        NetworkError: A tensor is missing, unknown or of another shape.
+    """
+    expected = network.state_dict()
+    for name, tensor in expected.items():
+        if name not in tensors:
+            raise NetworkError(f"{where} lacks the tensor '{name}' {tuple(tensor.shape)}: other architecture?")
+        if tensors[name].shape != tensor.shape:
+            raise NetworkError(
+                f"{where}: tensor '{name}' has shape {tuple(tensors[name].shape)}, the network expects "
+                f"{tuple(tensor.shape)}: other architecture, encoder or number of classes?"
+            )
+    unknown = next((name for name in tensors if name not in expected), None)
+    if unknown is not None:
+        raise NetworkError(f"{where} holds the tensor '{unknown}', which the network does not have")
+    network.load_state_dict(tensors)

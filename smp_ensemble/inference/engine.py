@@ -1,0 +1,120 @@
+"""The engine: the one predictor behind every way to use an ensemble. It alone pads and crops."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+from torch import Tensor
+
+from smp_ensemble.architectures import output_stride
+from smp_ensemble.ensembling.member import Member
+from smp_ensemble.exceptions import ConfigError
+from smp_ensemble.precision import autocast_dtype, choose_device, resolve_precision
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from smp_ensemble.ensembling.ensemble import Ensemble
+
+MAX_BATCH_PIXELS = 16 * 512 * 512
+"""Pixels that run through a member at once; larger batches are cut, which changes no result in fp32."""
+
+
+class Engine:
+    """Runs an ensemble on images of any height and width.
+
+    Images are padded at the bottom and right with their edge pixels to a multiple of the members' output stride, and
+    the probabilities are cropped back. Members run one after the other, so device memory holds one member's
+    activations and one running sum.
+
+    Args:
+        ensemble: Its weights are moved to the device, in channels-last memory.
+        device: None: an accelerator if there is one, else the CPU.
+        precision: Lightning's words, or `auto`: bf16 or fp16 where the hardware multiplies them.
+
+    Example:
+        >>> import torch
+        >>> from smp_ensemble.ensembling.ensemble import Ensemble
+        >>> engine = Engine(Ensemble([torch.nn.Conv2d(3, 1, 1)], mode="binary"), precision="32")
+        >>> engine(torch.zeros(2, 3, 45, 70)).shape
+        torch.Size([2, 1, 45, 70])
+    """
+
+    def __init__(
+        self, ensemble: Ensemble, device: torch.device | str | None = None, precision: str = "auto"
+    ) -> None:
+        self.device = choose_device("auto") if device is None else torch.device(device)
+        self.precision = resolve_precision(precision, self.device)
+        self.ensemble = ensemble.to(device=self.device).to(memory_format=torch.channels_last).eval()
+        self.stride = output_stride(
+            member.network if isinstance(member, Member) else member for member in ensemble.members
+        )
+        self._dtype = autocast_dtype(self.precision)
+
+    @property
+    def in_channels(self) -> int | None:
+        """Bands that images must have; None where the members do not say."""
+        bands = {member.normalization.in_channels for member in self.ensemble.members if isinstance(member, Member)}
+        return bands.pop() if len(bands) == 1 else None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Probabilities `(N, K, H, W)`, float32 on the engine's device, of raw images `(N, C, H, W)`.
+
+        Raises:
+            ConfigError: Not four dimensions, no pixels, or another number of bands than the members'.
+        """
+        return torch.cat([self.ensemble.combine(self.member_probabilities(part)) for part in self.parts(images)])
+
+    def parts(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The batch cut so that each part has at most `MAX_BATCH_PIXELS` pixels (or is one image)."""
+        if images.ndim != 4 or not images.numel():
+            raise ConfigError(f"expected a batch of images of shape (N, C, H, W), got {tuple(images.shape)}")
+        size = max(1, MAX_BATCH_PIXELS // (images.shape[2] * images.shape[3]))
+        return images.split(size)
+
+    def member_probabilities(self, images: Tensor) -> Iterator[Tensor]:
+        """Each member's probabilities `(N, K, H, W)` in turn."""
+        height, width = images.shape[2:]
+        padding = (0, -width % self.stride, 0, -height % self.stride)
+        with torch.inference_mode(), torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
+            raw = images.to(self.device, non_blocking=True).float()
+            if any(padding):
+                raw = F.pad(raw, padding, mode="replicate")
+            raw = raw.contiguous(memory_format=torch.channels_last)
+        members = iter(self.ensemble.members)
+        for member in members:
+            # The context is left before each yield: what the caller does in between runs as the caller set it up.
+            with torch.inference_mode(), torch.autocast(
+                self.device.type, self._dtype, enabled=self._dtype is not None
+            ):
+                probabilities = self.ensemble.probabilities_of(member(raw))
+            yield probabilities[..., :height, :width]
+
+    def predict(self, images: Sequence[npt.NDArray[np.generic]]) -> list[npt.NDArray[np.float32]]:
+        """Probabilities `(K, H, W)` for each of `images` `(H, W, C)`; images of one size run together.
+
+        Raises:
+            ConfigError: An image without three dimensions.
+        """
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for index, image in enumerate(images):
+            if image.ndim != 3:
+                raise ConfigError(f"expected images of shape (H, W, C), image {index} has {image.shape}")
+            by_shape.setdefault(image.shape, []).append(index)
+        results: dict[int, npt.NDArray[np.float32]] = {}
+        for indices in by_shape.values():
+            batch = torch.stack([to_tensor(images[index]) for index in indices])
+            for index, probabilities in zip(indices, self(batch), strict=True):
+                results[index] = probabilities.cpu().numpy()
+        return [results[index] for index in range(len(images))]
+
+
+def to_tensor(image: npt.NDArray[np.generic]) -> Tensor:
+    """An image `(H, W, C)` of any numeric type as a tensor `(C, H, W)`, uint8 or float32."""
+    kept = image if image.dtype == "uint8" else image.astype("float32")
+    return torch.from_numpy(kept.transpose(2, 0, 1).copy())

@@ -1,0 +1,185 @@
+"""What people hand to `predict`, and what they get: arrays for arrays, a DataFrame for a DataFrame."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from smp_ensemble.data import rle
+from smp_ensemble.data.images import decode_image
+from smp_ensemble.ensembling.ensemble import check_views
+from smp_ensemble.exceptions import InputError
+from smp_ensemble.inference.overlay import draw_overlay
+from smp_ensemble.registry import nearest
+from smp_ensemble.typing import KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy.typing as npt
+
+    from smp_ensemble.ensembling.ensemble import Ensemble
+    from smp_ensemble.inference.engine import Engine
+
+DEFAULT_KIND = "mask"
+AVAILABLE_KINDS = tuple(kind for kind in KINDS if kind != "uncertainty")
+PARAMS = ("kind", "views")
+IMAGE_COLUMN = "image"
+
+
+def check_kind(kind: str) -> str:
+    """Refuses a kind that this version does not answer.
+
+    Raises:
+        InputError: Unknown kind.
+    """
+    if kind not in AVAILABLE_KINDS:
+        raise InputError(f"unknown kind '{kind}': {nearest(kind, AVAILABLE_KINDS)}")
+    return kind
+
+
+def answer(engine: Engine, data: Any, params: Mapping[str, Any]) -> Any:
+    """Predicts for whatever was handed in.
+
+    Args:
+        engine: Runs the ensemble.
+        data: Images as uint8 `(N, H, W, C)`, or a list of `(H, W, C)` of any sizes, or a DataFrame whose column
+            `image` holds PNG, JPEG or TIFF bytes, or base64 of them.
+        params: `kind`: `mask`, `probabilities`, `rle` or `overlay`; `views`.
+
+    Returns:
+        For arrays and lists: masks as uint8 `(N, H, W)`, in multilabel mode `(N, K, H, W)`; probabilities as float32
+        `(N, K, H, W)`; overlays as uint8 `(N, H, W, 3)`; run lengths as a list of strings. A list of arrays where
+        sizes differ. For a DataFrame: one column named after the kind, with its index: base64 of a PNG (mask,
+        overlay), base64 of a `.npy` file (probabilities), or run lengths. Multilabel masks and all run lengths but
+        the binary one are a JSON object with an entry for each class.
+
+    Raises:
+        InputError: Anything else; the message names what was expected and what came.
+    """
+    for name in params:
+        if name not in PARAMS:
+            raise InputError(f"unknown param '{name}': {nearest(name, PARAMS)}")
+    kind = check_kind(str(params.get("kind", DEFAULT_KIND)))
+    check_views([str(params.get("views") or "none")])
+    images = read_images(data)
+    ensemble = engine.ensemble
+    results = [
+        render(ensemble, image, probabilities, kind)
+        for image, probabilities in zip(images, engine.predict(images), strict=True)
+    ]
+    if isinstance(data, pd.DataFrame):
+        encoded = [encode(result, kind, ensemble) for result in results]
+        return pd.DataFrame({kind: encoded}, index=data.index)
+    if kind != "rle" and len({result.shape for result in results}) == 1:
+        return np.stack(results)
+    return results
+
+
+def read_images(data: Any) -> list[npt.NDArray[np.generic]]:
+    """Images `(H, W, C)` from an array, a list of arrays, or a DataFrame of bytes.
+
+    Raises:
+        InputError: Wrong shape, type or value, broken image bytes, or nothing at all.
+    """
+    if isinstance(data, pd.DataFrame):
+        if IMAGE_COLUMN not in data.columns:
+            raise InputError(f"expected a column '{IMAGE_COLUMN}', got {', '.join(map(str, data.columns)) or 'none'}")
+        images = [
+            decode_image(_to_bytes(value, row), f"row {row}") for row, value in enumerate(data[IMAGE_COLUMN].tolist())
+        ]
+    elif isinstance(data, np.ndarray):
+        if data.ndim != 4:
+            hint = ": add the batch axis, images[None]" if data.ndim == 3 else ""
+            raise InputError(f"expected an array of shape (N, H, W, C), got {data.shape}{hint}")
+        images = list(data)
+    elif isinstance(data, list | tuple):
+        images = list(data)
+    else:
+        raise InputError(
+            f"expected an array (N, H, W, C), a list of arrays (H, W, C) or a DataFrame, got {type(data).__name__}"
+        )
+    if not images:
+        raise InputError("expected at least one image, got none")
+    for index, image in enumerate(images):
+        _check_image(image, index)
+    return images
+
+
+def _check_image(image: Any, index: int) -> None:
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or 0 in image.shape:
+        shape = image.shape if isinstance(image, np.ndarray) else type(image).__name__
+        raise InputError(f"expected image {index} as an array of shape (H, W, C), got {shape}")
+    if image.dtype.kind not in "uif":
+        raise InputError(f"expected image {index} to hold numbers, raw pixel values, got dtype {image.dtype}")
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise InputError(f"expected image {index} to hold finite values, got NaN or infinity")
+
+
+def _to_bytes(value: Any, row: int) -> bytes:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, str):
+        try:
+            return base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise InputError(f"expected base64 of image bytes in row {row}, got other text: {error}") from error
+    raise InputError(f"expected image bytes or base64 in row {row}, got {type(value).__name__}")
+
+
+def decide(ensemble: Ensemble, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """One image's mask from its probabilities `(K, H, W)`: uint8 `(H, W)`, in multilabel mode `(K, H, W)`."""
+    if ensemble.mode == "multiclass":
+        return probabilities.argmax(axis=0).astype(np.uint8)
+    mask = (probabilities >= np.float32(ensemble.threshold)).astype(np.uint8)
+    return mask[0] if ensemble.mode == "binary" else mask
+
+
+def render(
+    ensemble: Ensemble, image: npt.NDArray[np.generic], probabilities: npt.NDArray[np.float32], kind: str
+) -> Any:
+    """One image's prediction as a kind: an array, or for `rle` a string."""
+    if kind == "probabilities":
+        return probabilities
+    mask = decide(ensemble, probabilities)
+    match kind:
+        case "mask":
+            return mask
+        case "overlay":
+            return draw_overlay(image, mask, ensemble.mode)
+    if ensemble.mode == "binary":
+        return rle.encode(mask)
+    planes = mask if ensemble.mode == "multilabel" else [mask == index for index in range(len(probabilities))]
+    return json.dumps({name: rle.encode(plane) for name, plane in _named(ensemble, planes)})
+
+
+def encode(result: Any, kind: str, ensemble: Ensemble) -> str:
+    """A result of `render` as text, for a cell of a DataFrame."""
+    if kind == "rle":
+        return str(result)
+    if kind == "probabilities":
+        buffer = io.BytesIO()
+        np.save(buffer, result, allow_pickle=False)
+        return base64.b64encode(buffer.getvalue()).decode()
+    if kind == "mask" and ensemble.mode == "multilabel":
+        return json.dumps({name: to_png_base64(plane) for name, plane in _named(ensemble, result)})
+    return to_png_base64(result)
+
+
+def to_png_base64(picture: npt.NDArray[np.uint8]) -> str:
+    """Base64 of a PNG of a mask `(H, W)` or an RGB picture `(H, W, 3)`."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _named(ensemble: Ensemble, planes: Sequence[Any] | npt.NDArray[np.uint8]) -> list[tuple[str, Any]]:
+    names = ensemble.class_names or tuple(str(index) for index in range(len(planes)))
+    return list(zip(names, planes, strict=True))

@@ -1,0 +1,347 @@
+"""Our MLflow flavor: plain files, no pickle, and our own code travels along, so it loads where we are not installed."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.models.signature import Schema
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, TensorSpec
+from mlflow.types.schema import AnyType
+
+from smp_ensemble.ensembling import artifact
+from smp_ensemble.ensembling.ensemble import VIEWS, Ensemble
+from smp_ensemble.exceptions import ConfigError, InputError, IntegrityError
+from smp_ensemble.inference.engine import Engine
+from smp_ensemble.inference.payload import DEFAULT_KIND, answer
+from smp_ensemble.registry import nearest
+from smp_ensemble.tracking import names
+from smp_ensemble.tracking.runs import TrackedRun, attach, tracked_run
+
+if TYPE_CHECKING:
+    from smp_ensemble.typing import Snapshot
+
+FLAVOR_NAME = "smp_ensemble"
+CODE_FOLDER = "code"
+MLMODEL_FILE = "MLmodel"
+REQUIREMENTS_FILE = "requirements.txt"
+PYTHON_ENV_FILE = "python_env.yaml"
+
+# All that prediction imports; training needs more.
+REQUIREMENTS = (
+    "mlflow",
+    "numpy",
+    "pandas",
+    "pillow",
+    "safetensors",
+    "segmentation-models-pytorch",
+    "timm",
+    "torch",
+)
+
+MODEL_TYPE = "segmentation"
+SIGNATURES = ("params", "arrays", "images")
+
+
+def requirements() -> list[str]:
+    """What a saved model needs, pinned to what is installed here."""
+    return [f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS]
+
+
+def signature_of(kind: str, in_channels: int) -> ModelSignature:
+    """The model's signature.
+
+    MLflow cannot express arrays and a column of image bytes at once. `params`, the default, leaves the input open and
+    checks params; the input is checked here, as strictly. `arrays` and `images` fix one, for registries that ask.
+
+    Raises:
+        ConfigError: Unknown kind.
+    """
+    import numpy as np
+
+    params = ParamSchema([
+        ParamSpec("kind", DataType.string, DEFAULT_KIND),
+        ParamSpec("views", DataType.string, VIEWS[0]),
+    ])
+    match kind:
+        case "params":
+            return ModelSignature(params=params)
+        case "arrays":
+            inputs = Schema([TensorSpec(np.dtype("uint8"), (-1, -1, -1, in_channels))])
+        case "images":
+            inputs = Schema([ColSpec(DataType.binary, "image")])
+        case _:
+            raise ConfigError(f"unknown signature '{kind}': {nearest(kind, SIGNATURES)}")
+    return ModelSignature(inputs=inputs, outputs=Schema([ColSpec(AnyType())]), params=params)
+
+
+def _copy_code(folder: Path) -> None:
+    """Our modules, and the entry points by which built-ins are found, as an installed distribution holds them."""
+    package = Path(__file__).parents[1]
+    shutil.copytree(
+        package,
+        folder / package.name,
+        ignore=lambda _, names: [name for name in names if name == "__pycache__"],
+    )
+    try:
+        installed = distribution("smp-ensemble")
+    except PackageNotFoundError as error:
+        raise ConfigError("smp_ensemble is not installed: run `pip install -e .` in its folder") from error
+    info = folder / f"smp_ensemble-{installed.version}.dist-info"
+    info.mkdir()
+    for name in ("METADATA", "entry_points.txt"):
+        text = installed.read_text(name if name != "METADATA" else _metadata_name(installed.files))
+        if text is not None:
+            (info / name).write_text(text, encoding="utf-8")
+
+
+def _metadata_name(files: Sequence[Any] | None) -> str:
+    """`METADATA` of a wheel, `PKG-INFO` of a source tree."""
+    return "METADATA" if any(Path(str(file)).name == "METADATA" for file in files or ()) else "PKG-INFO"
+
+
+def complete(
+    folder: Path, *, model: Model | None = None, signature: str = "params", metadata: dict[str, Any] | None = None
+) -> Model:
+    """Turns a folder with `ensemble.json` and its members into an MLflow model, in place; safe to repeat.
+
+    Args:
+        folder: As `artifact.save_ensemble` wrote it.
+        model: MLflow's description, with ids where the model is tracked; None: a fresh one.
+        signature: One of `SIGNATURES`.
+        metadata: Further plain values for MLmodel.
+    """
+    spec = artifact.read_spec(folder)
+    model = model or Model()
+    model.signature = signature_of(signature, spec.in_channels)
+    model.metadata = {**(model.metadata or {}), **(metadata or {})} or None
+    code = folder / CODE_FOLDER
+    shutil.rmtree(code, ignore_errors=True)
+    code.mkdir()
+    _copy_code(code)
+    (folder / REQUIREMENTS_FILE).write_text("\n".join(requirements()) + "\n", encoding="utf-8")
+    (folder / PYTHON_ENV_FILE).write_text(
+        f"build_dependencies:\n- pip\n- setuptools\n- wheel\ndependencies:\n- -r {REQUIREMENTS_FILE}\n",
+        encoding="utf-8",
+    )
+    model.flavors.clear()
+    mlflow.pyfunc.add_to_model(
+        model, loader_module=__name__, code=CODE_FOLDER, python_env=PYTHON_ENV_FILE
+    )
+    model.add_flavor(
+        FLAVOR_NAME,
+        mode=spec.mode,
+        class_names=list(spec.class_names),
+        in_channels=spec.in_channels,
+        members=len(spec.members),
+        ensemble_sha256=artifact.file_sha256(folder / artifact.ENSEMBLE_FILE),
+        code=CODE_FOLDER,
+    )
+    model.save(str(folder / MLMODEL_FILE))
+    return model
+
+
+def save_model(ensemble: Ensemble, path: str | Path, *, signature: str = "params", **sources: Any) -> None:
+    """Saves an ensemble as an MLflow model in a new local folder.
+
+    Args:
+        ensemble: Its members are `Member`s, and it knows its class names.
+        path: Must not exist yet.
+        signature: `params`, `arrays` or `images`.
+        sources: `sources` and `training_images` of `artifact.save_ensemble`.
+
+    Raises:
+        ConfigError: `path` exists, or the ensemble cannot be saved.
+    """
+    folder = Path(path)
+    if folder.exists():
+        raise ConfigError(f"{folder} exists already: choose another path, or delete it")
+    with tempfile.TemporaryDirectory(dir=folder.absolute().parent) as name:
+        staging = Path(name) / "model"
+        artifact.save_ensemble(ensemble, staging, **sources)
+        complete(staging, signature=signature)
+        staging.rename(folder)
+
+
+def log_folder(
+    client: mlflow.MlflowClient,
+    folder: Path,
+    *,
+    model_id: str,
+    run_id: str,
+    step: int = 0,
+    signature: str = "params",
+    metadata: dict[str, Any] | None = None,
+) -> None:
+    """Uploads a folder as the artifacts of a logged model that was created before, and makes it READY.
+
+    Safe to repeat: everything is written again to the same place.
+    """
+    location = client.get_logged_model(model_id).artifact_location
+    model = Model(artifact_path=location, run_id=run_id, model_uuid=model_id, model_id=model_id)
+    complete(folder, model=model, signature=signature, metadata=metadata)
+    client.log_model_artifacts(model_id, str(folder))
+    client.finalize_logged_model(model_id, "READY")
+    client.log_outputs(run_id, [mlflow.entities.LoggedModelOutput(model_id, step)])
+
+
+def log_model(
+    ensemble: Ensemble,
+    name: str = "ensemble",
+    *,
+    run_id: str | None = None,
+    signature: str = "params",
+    params: dict[str, Any] | None = None,
+    tags: dict[str, str] | None = None,
+    registered_model_name: str | None = None,
+    members: Sequence[Snapshot] | None = None,
+    training_images: Sequence[Sequence[str] | None] | None = None,
+) -> str:
+    """Logs an ensemble to MLflow and returns its URI, `models:/m-...`.
+
+    Args:
+        ensemble: Its members are `Member`s, and it knows its class names.
+        name: Of the logged model.
+        run_id: The run it belongs to; None: the active run, or a new one.
+        signature: `params`, `arrays` or `images`.
+        params: Of the logged model.
+        tags: Of the logged model.
+        registered_model_name: Registers it under this name as well.
+        members: The tracked snapshots it was made of.
+        training_images: Digests of each member's training images; None: unknown.
+
+    Raises:
+        ConfigError: The ensemble cannot be saved.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        artifact.save_ensemble(
+            ensemble,
+            folder,
+            sources=[member.uri for member in members] if members else None,
+            training_images=training_images,
+        )
+        if run_id is not None:
+            run = attach(run_id)
+            uri = _log(run, folder, name, signature, params, tags)
+        else:
+            with tracked_run(names.ENSEMBLE) as run:
+                uri = _log(run, folder, name, signature, params, tags)
+    if registered_model_name:
+        register(uri, registered_model_name)
+    return uri
+
+
+def _log(
+    run: TrackedRun,
+    folder: Path,
+    name: str,
+    signature: str,
+    params: dict[str, Any] | None,
+    tags: dict[str, str] | None,
+) -> str:
+    logged = run.client.create_logged_model(
+        run.experiment_id, name=name, source_run_id=run.run_id, params=params, tags=tags, model_type=MODEL_TYPE
+    )
+    try:
+        log_folder(run.client, folder, model_id=logged.model_id, run_id=run.run_id, signature=signature)
+    except BaseException:
+        run.client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    return f"models:/{logged.model_id}"
+
+
+def register(uri: str, name: str, alias: str | None = None) -> str:
+    """Registers a logged model as a new version of `name`, and returns the version.
+
+    Args:
+        uri: `models:/m-...`, one exact logged model.
+        name: Of the registered model; created if need be.
+        alias: Moved to the new version, if given.
+    """
+    client = mlflow.MlflowClient()
+    found = mlflow.register_model(uri, name)
+    if alias:
+        client.set_registered_model_alias(name, alias, found.version)
+    return str(found.version)
+
+
+def local_folder(uri: str) -> Path:
+    """The artifact's files for reading: the store's own where it is local, else a download.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    try:
+        return Path(mlflow.artifacts.download_artifacts(uri))
+    except (MlflowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"cannot find the model '{uri}': {reason}") from error
+
+
+def verify_mlmodel(folder: Path) -> None:
+    """Compares `ensemble.json` with the SHA-256 that MLmodel holds.
+
+    Raises:
+        IntegrityError: They differ; names the file, the expected and the found SHA-256.
+    """
+    if not (folder / MLMODEL_FILE).is_file():
+        return
+    flavors = Model.load(str(folder / MLMODEL_FILE)).flavors
+    expected = flavors.get(FLAVOR_NAME, {}).get("ensemble_sha256")
+    if expected is None:
+        raise IntegrityError(
+            f"expected the flavor '{FLAVOR_NAME}' in {folder / MLMODEL_FILE}, found {', '.join(flavors)}: "
+            "not a model of smp_ensemble"
+        )
+    path = folder / artifact.ENSEMBLE_FILE
+    found = artifact.file_sha256(path) if path.is_file() else "no file"
+    if found != expected:
+        raise IntegrityError(f"{path} was changed: expected SHA-256 {expected}, found {found}")
+
+
+def load_model(uri: str) -> Ensemble:
+    """Loads and verifies an ensemble, a soup or a snapshot.
+
+    Args:
+        uri: `models:/name@alias`, `models:/m-...`, `runs:/...`, or a local folder.
+
+    Returns:
+        An `nn.Module` in evaluation mode on the CPU: raw images `(N, C, H, W)` to probabilities `(N, K, H, W)`;
+        H and W must be multiples of the members' stride, `Engine(ensemble)` takes any.
+
+    Raises:
+        ConfigError: There is no such model.
+        IntegrityError: A file is missing or changed.
+    """
+    folder = local_folder(uri)
+    verify_mlmodel(folder)
+    return artifact.load_ensemble(folder)
+
+
+class PyfuncModel:
+    """What `mlflow.pyfunc.load_model` wraps: one engine, and `predict` for arrays, lists and DataFrames."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
+        """Answers arrays with arrays and DataFrames with DataFrames; see `inference.payload.answer`."""
+        try:
+            return answer(self.engine, data, params or {})
+        except InputError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+
+
+def _load_pyfunc(path: str) -> PyfuncModel:
+    """MLflow's entry: `path` is the model's folder."""
+    folder = Path(path)
+    verify_mlmodel(folder)
+    return PyfuncModel(Engine(artifact.load_ensemble(folder)))

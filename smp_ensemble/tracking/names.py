@@ -1,0 +1,45 @@
+"""The words under which everything stands in MLflow: tags, kinds and links."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+KIND = "smp_ensemble.kind"
+MODEL_ID = "smp_ensemble.model_id"
+PRUNED = "smp_ensemble.pruned"
+ERROR = "smp_ensemble.error"
+SNAPSHOTS_LINK = "smp_ensemble.snapshots_link"
+PICK = "ensemble"
+"""The tag that people set in the UI to pick members: `ensemble=NAME`."""
+
+PARENT_RUN = "mlflow.parentRunId"
+RUN_NAME = "mlflow.runName"
+NOTE = "mlflow.note.content"
+
+TRAINING, SNAPSHOT, ENSEMBLE, EVALUATION = "training", "snapshot", "ensemble", "evaluation"
+
+LOWER_IS_BETTER = frozenset({"loss", "ece", "nll", "brier"})
+
+
+def is_ascending(metric: str) -> bool:
+    """Whether less is better, by the metric's last word: `val_loss`, `val_ece`, ...
+
+    Example:
+        >>> is_ascending("val_loss"), is_ascending("val_iou/building")
+        (True, False)
+    """
+    return metric.split("/")[0].rpartition("_")[2] in LOWER_IS_BETTER
+
+
+def snapshots_link(tracking_uri: str, experiment_id: str, metric: str = "val_iou") -> str:
+    """The address that opens the snapshot runs in the tracking UI, sorted by a metric, in model-training mode.
+
+    For a store without a server (sqlite, files) the address is that of `mlflow server` with its defaults.
+    """
+    base = tracking_uri.rstrip("/") if tracking_uri.startswith("http") else "http://127.0.0.1:5000"
+    search = quote(f"tags.`{KIND}` = '{SNAPSHOT}'", safe="").replace("%20", "+")
+    order = quote(f"metrics.`{metric}`", safe=".")
+    return (
+        f"{base}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&searchFilter={search}"
+        f"&orderByKey={order}&orderByAsc={'true' if is_ascending(metric) else 'false'}"
+    )

@@ -1,0 +1,194 @@
+"""One MLflow run from its start to its end: found or created, and FAILED with a reason if something goes wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from smp_ensemble.exceptions import ConfigError
+from smp_ensemble.tracking import names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from smp_ensemble.typing import DatasetReference
+
+PARAM_LIMIT = 6000
+"""Longest value that MLflow keeps for a param, in characters."""
+
+
+def experiment_id_of(client: mlflow.MlflowClient, experiment: str | None) -> str:
+    """The id of an experiment by name, created if need be; None: what MLflow's environment says, else `Default`.
+
+    Raises:
+        ConfigError: The experiment was deleted.
+    """
+    name = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    if not name:
+        return os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        return str(client.create_experiment(name))
+    if found.lifecycle_stage != "active":
+        raise ConfigError(f"experiment '{name}' was deleted: restore it in MLflow, or use another name")
+    return str(found.experiment_id)
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run that is open for writing; every method goes to the tracking server at once.
+
+    Attributes:
+        client: Of the tracking server.
+        run_id: The run.
+        experiment_id: Its experiment.
+        name: Its name.
+        owned: Whether it was created here, so that it is ended here.
+    """
+
+    client: mlflow.MlflowClient
+    run_id: str
+    experiment_id: str
+    name: str
+    owned: bool
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Keeps params; None becomes the empty string."""
+        entries = [Param(key, as_param(value)) for key, value in params.items()]
+        self.client.log_batch(self.run_id, params=entries)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Sets tags."""
+        self.client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+
+    def log_metrics(
+        self,
+        metrics: Mapping[str, float],
+        step: int = 0,
+        *,
+        model_id: str | None = None,
+        dataset: DatasetReference | None = None,
+        timestamp: int | None = None,
+    ) -> None:
+        """Keeps metrics, linked to a logged model and a data set where given; repeating a call adds nothing."""
+        timestamp = timestamp or now()
+        entries = [
+            Metric(
+                key,
+                float(value),
+                timestamp,
+                step,
+                model_id=model_id,
+                dataset_name=dataset.name if dataset else None,
+                dataset_digest=dataset.digest if dataset else None,
+                run_id=self.run_id,
+            )
+            for key, value in metrics.items()
+        ]
+        self.client.log_batch(self.run_id, metrics=entries)
+
+    def log_dataset(self, dataset: DatasetReference, context: str) -> None:
+        """Says what data the run used, and what for (`training`, `validation`, `test`)."""
+        entity = Dataset(
+            name=dataset.name,
+            digest=dataset.digest,
+            source_type="local",
+            source=dataset.source,
+            profile=f'{{"images": {dataset.count}}}',
+        )
+        self.client.log_inputs(self.run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Keeps a file as an artifact."""
+        self.client.log_artifact(self.run_id, str(path), folder)
+
+    def end(self, error: str | None = None) -> None:
+        """Ends the run: FAILED with the reason as a tag, else FINISHED if it was created here."""
+        if error is not None:
+            self.client.set_tag(self.run_id, names.ERROR, error[:4000])
+            self.client.set_terminated(self.run_id, "FAILED")
+        elif self.owned:
+            self.client.set_terminated(self.run_id, "FINISHED")
+
+
+def as_param(value: Any) -> str:
+    """A param's value as MLflow keeps it."""
+    return "" if value is None else str(value)[:PARAM_LIMIT]
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return int(time.time() * 1000)
+
+
+def open_run(
+    kind: str, *, experiment: str | None = None, run_name: str | None = None, parent_run_id: str | None = None
+) -> TrackedRun:
+    """Opens a run of a kind: a child of `parent_run_id`, or the active run, or that of `mlflow run`, or a new one.
+
+    Raises:
+        ConfigError: `experiment` is not the one of the run that is already there.
+    """
+    client = mlflow.MlflowClient()
+    active = mlflow.active_run()
+    present = active.info.run_id if active else os.environ.get("MLFLOW_RUN_ID")
+    if parent_run_id is None and present:
+        run = client.get_run(present)
+        if experiment and experiment_id_of(client, experiment) != run.info.experiment_id:
+            raise ConfigError(
+                f"experiment '{experiment}' is not the one of the present run {present}: with `mlflow run`, choose it "
+                "by --experiment-name"
+            )
+        client.set_tag(present, names.KIND, kind)
+        if run_name:
+            client.set_tag(present, names.RUN_NAME, run_name)
+        return TrackedRun(client, present, run.info.experiment_id, run_name or run.info.run_name, owned=False)
+    experiment_id = experiment_id_of(client, experiment)
+    tags = {names.KIND: kind}
+    if parent_run_id is not None:
+        experiment_id = client.get_run(parent_run_id).info.experiment_id
+        tags[names.PARENT_RUN] = parent_run_id
+    run = client.create_run(experiment_id, tags=tags, run_name=run_name)
+    return TrackedRun(client, run.info.run_id, experiment_id, run.info.run_name, owned=True)
+
+
+def attach(run_id: str) -> TrackedRun:
+    """A run that is there already and that somebody else ends."""
+    client = mlflow.MlflowClient()
+    info = client.get_run(run_id).info
+    return TrackedRun(client, run_id, info.experiment_id, info.run_name, owned=False)
+
+
+@contextlib.contextmanager
+def tracked_run(
+    kind: str, *, experiment: str | None = None, run_name: str | None = None, parent_run_id: str | None = None
+) -> Iterator[TrackedRun]:
+    """`open_run`, ended with the block: FAILED and the reason if it raises."""
+    run = open_run(kind, experiment=experiment, run_name=run_name, parent_run_id=parent_run_id)
+    try:
+        yield run
+    except BaseException as error:
+        run.end(f"{type(error).__name__}: {error}")
+        raise
+    run.end()
+
+
+def fail_project_run(reason: str) -> None:
+    """Ends the run that `mlflow run` opened for this process, if there is one, as FAILED with the reason.
+
+    A command may fail before it opens any run; MLflow would then leave its own run open.
+    """
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if run_id:
+        # The tracking server itself may be what failed: the first error is the one to report.
+        with contextlib.suppress(MlflowException):
+            client = mlflow.MlflowClient()
+            TrackedRun(client, run_id, "", "", owned=False).end(reason)

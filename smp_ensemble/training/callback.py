@@ -1,0 +1,222 @@
+"""The snapshot callback: sets the rate before each step, and keeps the weights after the epochs that a schedule names.
+
+It uses public Lightning hooks only and never touches the trainer's loops, so it fits into anybody's own `Trainer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from smp_ensemble import registry
+from smp_ensemble.architectures import check_network, network_config
+from smp_ensemble.exceptions import ConfigError, NetworkError, ScheduleError
+from smp_ensemble.training.trainers import describe, make_trainer
+from smp_ensemble.typing import SnapshotRecord, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import nn
+
+    from smp_ensemble.data.normalization import Normalization
+    from smp_ensemble.typing import DatasetReference, Mode, Schedule, SnapshotStore, Trainer
+
+PreviewFunction = Callable[["nn.Module"], Sequence["npt.NDArray[np.uint8]"]]
+
+
+def find_network(module: nn.Module) -> nn.Module:
+    """The one network inside a LightningModule that could be built again from a configuration.
+
+    Raises:
+        NetworkError: There is none, or more than one.
+    """
+    found = []
+    covered: set[str] = set()
+    for name, part in module.named_modules():
+        if any(name.startswith(f"{parent}.") for parent in covered if parent):
+            continue
+        try:
+            network_config(part)
+        except NetworkError:
+            continue
+        covered.add(name)
+        found.append((name, part))
+    if len(found) != 1:
+        names = ", ".join(f"'{name}'" for name, _ in found) or "none"
+        raise NetworkError(
+            f"expected one segmentation network in {type(module).__name__}, found {names}: "
+            "say which as SnapshotCallback(..., network=lambda module: module.NAME)"
+        )
+    return found[0][1]
+
+
+class SnapshotCallback(Callback):
+    """Runs a trainer's schedule in your own Lightning `Trainer` and hands its snapshots to a store.
+
+    Your `configure_optimizers` returns an optimizer and no scheduler; each parameter group's own `lr` is its maximum.
+    Validation must run at the end of each epoch with a snapshot, and log its scores as `val_*`.
+
+    Args:
+        trainer: Name of a training method, or the method itself.
+        mode: `binary`, `multiclass` or `multilabel`.
+        class_names: In the order of their ids; in binary mode background and foreground.
+        normalization: What your data set does to images before they reach the network; it is saved with each snapshot.
+        store: Where snapshots go; None: MLflow, as configured by its environment variables.
+        network: Finds the network in the LightningModule; None: the one smp network in it.
+        params: Further params to keep with each snapshot.
+        dataset: What the scores are measured on.
+        training_images: Digests of the training images, for the leak guard; None: unknown.
+        previews: Predicts masks of the same few validation images from the network, at each snapshot.
+
+    Raises:
+        ScheduleError: At the start of training when a scheduler is configured or validation would not run at a
+            snapshot point; at a snapshot point when validation has not run for exactly these weights.
+    """
+
+    def __init__(
+        self,
+        trainer: str | Trainer = "snapshot",
+        *,
+        mode: Mode,
+        class_names: Sequence[str],
+        normalization: Normalization,
+        store: SnapshotStore | None = None,
+        network: Callable[[pl.LightningModule], nn.Module] | None = None,
+        params: Mapping[str, Any] | None = None,
+        dataset: DatasetReference | None = None,
+        training_images: Sequence[str] | None = None,
+        previews: PreviewFunction | None = None,
+    ) -> None:
+        self.method = make_trainer(trainer) if isinstance(trainer, str) else trainer
+        self.task = Task(mode, tuple(class_names), normalization.in_channels)
+        self.store: SnapshotStore = store if store is not None else registry.load("smp_ensemble.stores", "mlflow")()
+        self._normalization = normalization
+        self._find_network = network or find_network
+        self._params = {**describe(self.method), **(params or {})}
+        self._dataset = dataset
+        self._training_images = training_images
+        self._previews = previews
+        self._schedule: Schedule | None = None
+        self._validated_step: int | None = None
+        self._taken: list[int] = []
+
+    def schedule_of(self, trainer: pl.Trainer) -> Schedule:
+        """The method's schedule for this trainer's epochs and batches.
+
+        Raises:
+            ScheduleError: The trainer has no fixed number of epochs or batches.
+        """
+        batches, epochs = trainer.num_training_batches, trainer.max_epochs
+        if not isinstance(batches, int) or epochs is None or epochs < 1:
+            raise ScheduleError(
+                f"a schedule needs a fixed length, got max_epochs={epochs} and {batches} batches in an epoch: "
+                "set Trainer(max_epochs=...) and a data set with a length"
+            )
+        return self.method.schedule(epochs, -(-batches // trainer.accumulate_grad_batches))
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuses set-ups in which the schedule or the scores could not be right."""
+        if trainer.lr_scheduler_configs:
+            names = ", ".join(type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs)
+            raise ScheduleError(
+                f"the learning rate is set by SnapshotCallback ({self.method.name}), but {names} is configured too: "
+                "return only the optimizer from configure_optimizers"
+            )
+        if len(trainer.optimizers) != 1:
+            raise ScheduleError(f"expected one optimizer, got {len(trainer.optimizers)}: steps would be counted twice")
+        network = self._find_network(pl_module)
+        check_network(network)
+        network_config(network)
+        for group in trainer.optimizers[0].param_groups:
+            group.setdefault("initial_lr", group["lr"])
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Makes the schedule; refuses a snapshot point at which no validation would run."""
+        self._schedule = schedule = self.schedule_of(trainer)
+        steps_per_epoch = schedule.total_steps // (trainer.max_epochs or 1)
+        every = trainer.check_val_every_n_epoch
+        for step in schedule.snapshot_steps:
+            epoch = step // steps_per_epoch
+            if not trainer.enable_validation or every is None or epoch % every:
+                raise ScheduleError(
+                    f"a snapshot is due after epoch {epoch}, but no validation runs there "
+                    f"(check_val_every_n_epoch={every}, validation {'on' if trainer.enable_validation else 'off'}): "
+                    "pass validation data and check_val_every_n_epoch=1"
+                )
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Sets each group's rate for the step to come."""
+        assert self._schedule is not None
+        factor = self._schedule.factor(trainer.global_step)
+        for group in trainer.optimizers[0].param_groups:
+            rate = group["initial_lr"] * factor
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)  # capturable optimizers hold the rate on their device
+            else:
+                group["lr"] = rate
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remembers for which weights the scores now in `callback_metrics` were measured."""
+        if not trainer.sanity_checking:
+            self._validated_step = trainer.global_step
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Sends the epoch's curves, and the snapshot if one is due; validation has just run for these weights."""
+        assert self._schedule is not None
+        step = trainer.global_step
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if trainer.is_global_zero:
+            rate = self._schedule.factor(max(step - 1, 0)) * trainer.optimizers[0].param_groups[-1]["initial_lr"]
+            self.store.log_metrics({**metrics, "lr": rate, "epoch": trainer.current_epoch + 1}, step)
+        if not self._schedule.is_snapshot(step) or step in self._taken:
+            return
+        scores = {name: value for name, value in metrics.items() if name.startswith("val_")}
+        if self._validated_step != step or not scores:
+            raise ScheduleError(
+                f"a snapshot is due after step {step}, but "
+                + (
+                    "validation logged nothing named val_*: log at least val_loss in validation_step"
+                    if self._validated_step == step
+                    else f"the last validation ran after step {self._validated_step}: validate at this epoch's end"
+                )
+            )
+        self._taken.append(step)
+        if trainer.is_global_zero:
+            self._hand_over(trainer, pl_module, step, scores)
+
+    def _hand_over(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int, scores: Mapping[str, float]
+    ) -> None:
+        network = self._find_network(pl_module)
+        record = SnapshotRecord(
+            network=network,
+            normalization=self._normalization,
+            task=self.task,
+            step=step,
+            epoch=trainer.current_epoch + 1,
+            index=len(self._taken),
+            metrics=scores,
+            params=self._params,
+            dataset=self._dataset,
+            training_images=self._training_images,
+            previews=self._previews(network) if self._previews else (),
+        )
+        self.store.save_snapshot(record)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the snapshots that were taken; everything else follows from the step count."""
+        return {"taken": list(self._taken)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        taken = state_dict.get("taken", [])
+        if not isinstance(taken, list):
+            raise ConfigError(f"expected a list of steps in the checkpoint of SnapshotCallback, got {taken!r}")
+        self._taken = [int(step) for step in taken]

@@ -1,0 +1,261 @@
+"""`fit`: one training by any method, from a network and data to snapshots, hosted by Lightning."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+from smp_ensemble import registry
+from smp_ensemble.architectures import output_stride
+from smp_ensemble.data.loading import evaluation_loader, training_loader
+from smp_ensemble.data.normalization import imagenet
+from smp_ensemble.data.transforms import TrainTransform
+from smp_ensemble.exceptions import ConfigError
+from smp_ensemble.precision import autocast_dtype, choose_device, resolve_precision
+from smp_ensemble.training.callback import SnapshotCallback
+from smp_ensemble.training.losses import make_loss
+from smp_ensemble.training.module import SegmentationModule
+from smp_ensemble.training.optimizers import freeze_encoder, make_optimizer
+from smp_ensemble.training.trainers import make_trainer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+    from torch import nn
+
+    from smp_ensemble.data.datasets import SegmentationDataset
+    from smp_ensemble.data.normalization import Normalization
+    from smp_ensemble.typing import Snapshot, SnapshotStore, Trainer
+
+PREVIEW_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How to train, apart from the method: the same for all methods, so that they compare.
+
+    Attributes:
+        loss: `auto`, or like `0.5*lovasz+0.5*focal(gamma=2)`.
+        optimizer: Any name that timm knows.
+        lr: Maximum learning rate; schedules give factors of it.
+        weight_decay: On weights of two or more dimensions.
+        encoder_lr_scale: Encoder's rate as a factor of `lr`.
+        freeze_encoder: Whether to keep the encoder as it is.
+        batch_size: Images in a batch.
+        crop_size: Side of the square training crops, in pixels.
+        augment: Named level of augmentation.
+        workers: Data loading processes; 0 loads in the training process.
+        precision: Lightning's words, or `auto`.
+        accelerator: Lightning's words, or `auto`.
+        seed: Of weights that are initialised here, of batches and augmentation.
+    """
+
+    loss: str = "auto"
+    optimizer: str = "sgd"
+    lr: float = 0.05
+    weight_decay: float = 1e-4
+    encoder_lr_scale: float = 1.0
+    freeze_encoder: bool = False
+    batch_size: int = 8
+    crop_size: int = 128
+    augment: str = "default"
+    workers: int = 0
+    precision: str = "auto"
+    accelerator: str = "auto"
+    seed: int = 0
+
+
+def fit(
+    model: nn.Module,
+    train_data: SegmentationDataset,
+    val_data: SegmentationDataset,
+    *,
+    trainer: str | Trainer = "snapshot",
+    epochs: int = 20,
+    normalization: Normalization | None = None,
+    store: SnapshotStore | None = None,
+    options: FitOptions | None = None,
+    params: Mapping[str, Any] | None = None,
+    resume_from: Path | None = None,
+    checkpoint_folder: Path | None = None,
+) -> list[Snapshot]:
+    """Trains `model` by one method and returns references to its snapshots, all delivered.
+
+    Args:
+        model: An smp network that gives logits; trained in place.
+        train_data: Images and masks.
+        val_data: What snapshots are scored on, with the same task.
+        trainer: Name of a method, or the method itself.
+        epochs: Epochs of the whole training.
+        normalization: Of the model's input; None: ImageNet's.
+        store: Where snapshots go; None: MLflow, as configured by its environment variables.
+        options: Loss, optimizer, batches and hardware.
+        params: Further params to keep with each snapshot.
+        resume_from: A checkpoint of the same training to go on from.
+        checkpoint_folder: Where to leave `last.ckpt` after each epoch; None: nowhere.
+
+    Raises:
+        ConfigError: Options that do not fit the data or each other.
+    """
+    options = options or FitOptions()
+    method = make_trainer(trainer) if isinstance(trainer, str) else trainer
+    task = train_data.task
+    if val_data.task != task:
+        raise ConfigError(f"training and validation data must have one task, got {task} and {val_data.task}")
+    stride = output_stride([model])
+    if options.crop_size % stride:
+        raise ConfigError(f"crop-size must be a multiple of the network's stride {stride}, got {options.crop_size}")
+    normalization = normalization or imagenet(task.in_channels)
+    if options.freeze_encoder:
+        freeze_encoder(model)
+    device = choose_device(options.accelerator)
+    precision = resolve_precision(options.precision, device)
+    module = SegmentationModule(
+        model,
+        normalization,
+        task,
+        loss=make_loss(options.loss, task.mode, task.num_outputs),
+        make_optimizer=partial(
+            make_optimizer,
+            name=options.optimizer,
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            encoder_lr_scale=options.encoder_lr_scale,
+        ),
+    )
+    store = store if store is not None else registry.load("smp_ensemble.stores", "mlflow")()
+    callback = SnapshotCallback(
+        method,
+        mode=task.mode,
+        class_names=task.class_names,
+        normalization=normalization,
+        store=store,
+        params=params,
+        dataset=val_data.reference(),
+        training_images=train_data.image_digests,
+        previews=partial(preview_masks, data=val_data, normalization=normalization, precision=precision),
+    )
+    # The loader asks for its epoch when its iterator is made, which Lightning does before it counts the epoch up:
+    # completed steps are the one count that is always right, after a resume too.
+    epoch = _EpochFromSteps()
+    train_loader = training_loader(
+        train_data,
+        TrainTransform(options.crop_size, fill=normalization.raw_mean(), augment=options.augment),
+        batch_size=options.batch_size,
+        seed=options.seed,
+        workers=options.workers,
+        epoch_of=epoch,
+    )
+    val_loader = evaluation_loader(
+        val_data, batch_size=options.batch_size, workers=options.workers, divisor=stride
+    )
+    callbacks: list[pl.Callback] = [callback]
+    if sys.stderr.isatty():
+        callbacks.append(TQDMProgressBar(leave=False))
+    if checkpoint_folder is not None:
+        callbacks.append(_checkpoints(checkpoint_folder))
+    torch.manual_seed(options.seed)  # dropout; batches and augmentation have seeds of their own
+    with _quiet():
+        host = pl.Trainer(
+            max_epochs=epochs,
+            accelerator=device.type,
+            devices=1,
+            precision=precision,  # type: ignore[arg-type]  # one of Lightning's words, checked by resolve_precision
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=checkpoint_folder is not None,
+            enable_progress_bar=sys.stderr.isatty(),
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+        epoch.bind(host, len(train_loader))
+        host.fit(module, train_loader, val_loader, ckpt_path=str(resume_from) if resume_from else None)
+    if host.interrupted:
+        raise KeyboardInterrupt
+    return store.snapshots()
+
+
+class _EpochFromSteps:
+    """The current epoch, from the host's completed steps."""
+
+    def __init__(self) -> None:
+        self._host: pl.Trainer | None = None
+        self._steps_per_epoch = 1
+
+    def bind(self, host: pl.Trainer, steps_per_epoch: int) -> None:
+        """Says whose steps are counted."""
+        self._host, self._steps_per_epoch = host, steps_per_epoch
+
+    def __call__(self) -> int:
+        """Completed epochs."""
+        return self._host.global_step // self._steps_per_epoch if self._host else 0
+
+
+def preview_masks(
+    network: nn.Module, *, data: SegmentationDataset, normalization: Normalization, precision: str
+) -> Sequence[npt.NDArray[np.uint8]]:
+    """Masks of the first few validation images, from the network as it stands; leaves its mode as it was.
+
+    Returns:
+        One uint8 mask for each image, `(H, W)` or, multilabel, `(K, H, W)`.
+    """
+    was_training = network.training
+    network.eval()
+    device = next(network.parameters()).device
+    dtype = autocast_dtype(precision)
+    stride = output_stride([network])
+    masks = []
+    with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        for batch in evaluation_loader(data.subset(preview_indices(data)), batch_size=1, workers=0, divisor=stride):
+            logits = network(normalization(batch["image"].to(device)))[0].float()
+            mask = logits.argmax(0) if data.task.mode == "multiclass" else logits >= 0
+            masks.append(mask.squeeze(0).to(torch.uint8).cpu().numpy())
+    network.train(was_training)
+    sizes = [data.read(index)[0].shape[:2] for index in preview_indices(data)]
+    return [mask[..., :height, :width] for mask, (height, width) in zip(masks, sizes, strict=True)]
+
+
+def preview_indices(data: SegmentationDataset) -> list[int]:
+    """The few images that previews show: evenly spread over those that hold most classes; always the same ones."""
+    held = data.class_presence.sum(axis=1)
+    richest = np.flatnonzero(held == held.max())
+    spread = np.linspace(0, len(richest) - 1, min(PREVIEW_IMAGES, len(richest))).round().astype(int)
+    return [int(index) for index in richest[spread]]
+
+
+def _checkpoints(folder: Path) -> pl.Callback:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    return ModelCheckpoint(folder, filename="last", save_top_k=1, every_n_epochs=1, enable_version_counter=False)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Lightning's advertisements and advice, which do not apply here, off the terminal."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

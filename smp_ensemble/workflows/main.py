@@ -1,0 +1,43 @@
+"""`main`: the whole way, from data to a registered ensemble."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from smp_ensemble.workflows.ensemble import EnsembleResult, ensemble
+from smp_ensemble.workflows.results import Report
+from smp_ensemble.workflows.train import Training, train
+
+if TYPE_CHECKING:
+    from smp_ensemble.workflows.options import MainOptions
+
+
+@dataclass(frozen=True)
+class MainResult:
+    """A training and the ensemble of its snapshots."""
+
+    training: Training
+    ensemble: EnsembleResult
+
+    def report(self) -> Report:
+        """The ensemble's table, and where to see the snapshots."""
+        found = self.ensemble.report()
+        values = {"training": self.training.report().values, "ensemble": found.values}
+        return Report(values, found.rows, [f"snapshots in the tracking UI: {self.training.link}", *found.notes])
+
+
+def main(options: MainOptions) -> MainResult:
+    """Trains, then builds an ensemble from the new snapshots, or from what `where` or `pick` finds."""
+    training = train(options)
+    asked = bool(options.where.strip() or options.pick.strip())
+    ranked = sorted(training.snapshots, key=lambda snapshot: -snapshot.metrics.get("val_iou", float("-inf")))
+    result = ensemble(
+        options,
+        snapshots=None if asked else ranked,
+        splits=training.splits,
+        parent_run_id=training.run_id,
+    )
+    return MainResult(training, result)
+
+

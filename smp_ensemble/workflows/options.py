@@ -1,0 +1,192 @@
+"""Every option of every command, once: name, default and help text; the command line and MLproject follow from here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from smp_ensemble.exceptions import ConfigError
+
+_TRUE, _FALSE = {"true", "yes", "1", "on"}, {"false", "no", "0", "off"}
+
+
+def parse_bool(text: str) -> bool:
+    """`true` or `false`, as `mlflow run -P` passes them."""
+    if text.lower() not in _TRUE | _FALSE:
+        raise ConfigError(f"expected true or false, got '{text}'")
+    return text.lower() in _TRUE
+
+
+def parse_json(text: str) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"expected a JSON object like {{\"name\": 1}}, got '{text}': {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"expected a JSON object like {{\"name\": 1}}, got '{text}'")
+    return value
+
+
+def parse_weights(text: str) -> str | None:
+    """`none`, `null` and nothing mean no pretrained weights."""
+    return None if text.lower() in {"", "none", "null"} else text
+
+
+def parse_positive(text: str) -> int:
+    """A whole number above 0."""
+    try:
+        value = int(text)
+    except ValueError as error:
+        raise ConfigError(f"expected a whole number above 0, got '{text}'") from error
+    if value < 1:
+        raise ConfigError(f"expected a whole number above 0, got {value}")
+    return value
+
+
+def option(default: Any, help_text: str, parse: Callable[[str], Any] | None = None, **extra: Any) -> Any:
+    """A dataclass field that is an option: `parse` turns what was typed into its value."""
+    metadata = {"help": help_text, "parse": parse or type(default), **extra}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """What data, and how it is split."""
+
+    data: str = option(
+        "synthetic",
+        "a folder with images/ and masks/, a contest CSV (name,mask as run lengths), or 'synthetic[:count=120,size=128]'",
+    )
+    mode: str | None = option(None, "binary, multiclass or multilabel; by default the data says", str)
+    mask_column: str = option("mask", "target column of splits.csv")
+    holdout: str = option("0.15,0.15", "shares of validation and test data where the data brings no splits")
+    folds: int | None = option(None, "split training and validation data into so many folds", parse_positive)
+    fold: int | None = option(None, "which fold validates, counted from 0", int)
+    split_seed: int = option(0, "seed of the splits; the training seed never changes them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(DataOptions):
+    """How to train."""
+
+    arch: str = option("unet", "architecture: any of smp's, or a plugin's")
+    encoder_name: str = option("resnet18", "encoder: any of smp's, or tu-NAME for any timm model")
+    encoder_weights: str | None = option(
+        None, "pretrained weights of the encoder, such as imagenet; none: from scratch", parse_weights
+    )
+    in_channels: int | None = option(None, "bands of the images; by default the data says", parse_positive)
+    model_options: dict[str, Any] = option(
+        {}, 'further arguments of the architecture, as JSON: {"decoder_attention_type": "scse"}', parse_json
+    )
+    normalization: str = option(
+        "imagenet", "imagenet, dataset, min-max, per-image or none; kept with each member"
+    )
+    trainer: str = option("snapshot", "training method: snapshot (cosine cycles) or single (one cosine)")
+    trainer_options: dict[str, Any] = option({}, "options of the method, as JSON", parse_json)
+    epochs: int = option(20, "epochs of the whole training", parse_positive)
+    cycles: int | None = option(None, "cycles, and so snapshots, of the method (snapshot: 5)", parse_positive)
+    loss: str = option("auto", "such as dice+bce or 0.5*lovasz+0.5*focal(gamma=2); auto: dice+bce, or dice+ce")
+    optimizer: str = option("sgd", "any optimizer that timm knows")
+    lr: float = option(0.05, "maximum learning rate")
+    weight_decay: float = option(1e-4, "on weights of two or more dimensions")
+    encoder_lr_scale: float = option(1.0, "the encoder's rate as a factor of lr")
+    freeze_encoder: bool = option(False, "keep the encoder as it is", parse_bool)
+    batch_size: int = option(8, "images in a batch", parse_positive)
+    crop_size: int = option(128, "side of the square training crops, in pixels", parse_positive)
+    augment: str = option("default", "level of augmentation: default, flips or none")
+    workers: int = option(0, "data loading processes; 0: none, and the same batches")
+    precision: str = option("auto", "Lightning's words (32, bf16-mixed, ...) or auto")
+    accelerator: str = option("auto", "auto, cpu, cuda or mps")
+    seed: int = option(0, "seed of weights, batches and augmentation")
+    keep: int | None = option(None, "keep the weights of the best so many snapshots; scores stay", parse_positive)
+    experiment: str | None = option(None, "MLflow experiment, by name", str)
+    run_name: str | None = option(None, "name of the training's run", str)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleOptions(DataOptions):
+    """How to build an ensemble."""
+
+    where: str = option("", "filter on snapshot runs, as typed in the tracking UI; empty: all")
+    pick: str = option("", "tag value given in the UI (ensemble=NAME), model ids, or a registered model's name")
+    experiment: str | None = option(None, "MLflow experiments, by name, separated by commas", str)
+    metric: str = option("val_iou", "ranks the candidates")
+    selector: str = option("top-k", "which candidates join: top-k, last or all")
+    max_members: int = option(5, "at most so many members", parse_positive)
+    combiner: str = option("mean", "how member probabilities become one")
+    weights: str | None = option(None, "weight of each member, separated by commas, best first", str)
+    batch_size: int = option(8, "images in a batch", parse_positive)
+    precision: str = option("auto", "Lightning's words (32, bf16-mixed, ...) or auto")
+    accelerator: str = option("auto", "auto, cpu, cuda or mps")
+    register_as: str | None = option(None, "register the ensemble under this name", str)
+    alias: str | None = option(None, "and give the new version this alias, such as champion", str)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MainOptions(TrainOptions, EnsembleOptions):
+    """Train, select, combine, evaluate, register."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(DataOptions):
+    """What to score, on what."""
+
+    model: str = option("", "any model of ours: models:/name@alias, models:/m-..., or a folder", required=True)
+    split: str = option("test", "train, val or test")
+    batch_size: int = option(8, "images in a batch", parse_positive)
+    precision: str = option("auto", "Lightning's words (32, bf16-mixed, ...) or auto")
+    accelerator: str = option("auto", "auto, cpu, cuda or mps")
+    experiment: str | None = option(None, "MLflow experiment, by name", str)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Images to files."""
+
+    model: str = option("", "any model of ours: models:/name@alias, models:/m-..., or a folder", required=True)
+    input: str = option("", "an image, a folder, a glob, or a CSV with a column 'image' or 'name'", required=True)
+    output: str = option("predictions", "folder for the results; for kind=rle also a .csv file")
+    kind: str = option("mask", "mask, probabilities, rle or overlay")
+    views: str = option("none", "test-time views")
+    batch_size: int = option(8, "images in a batch", parse_positive)
+    precision: str = option("auto", "Lightning's words (32, bf16-mixed, ...) or auto")
+    accelerator: str = option("auto", "auto, cpu, cuda or mps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotsOptions:
+    """Which snapshots to list."""
+
+    where: str = option("", "filter on snapshot runs, as typed in the tracking UI; empty: all")
+    experiment: str | None = option(None, "MLflow experiments, by name, separated by commas", str)
+    metric: str = option("val_iou", "ranks them")
+    limit: int = option(20, "at most so many", parse_positive)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions(DataOptions):
+    """Checkpoints that exist already."""
+
+    files: str = option(
+        "", "checkpoints (.pt .pth .ckpt .safetensors) or folders of smp's save_pretrained; globs, comma-separated",
+        required=True,
+    )
+    arch: str = option("unet", "architecture of checkpoints that hold weights only")
+    encoder_name: str = option("resnet18", "their encoder")
+    model_options: dict[str, Any] = option({}, "their further arguments, as JSON", parse_json)
+    normalization: str = option(
+        "imagenet", "what their input went through: imagenet, dataset, min-max, per-image or none"
+    )
+    trained_on: str = option(
+        "unknown", "train: the training split of this data, checked by the leak guard; or unknown"
+    )
+    batch_size: int = option(8, "images in a batch", parse_positive)
+    precision: str = option("auto", "Lightning's words (32, bf16-mixed, ...) or auto")
+    accelerator: str = option("auto", "auto, cpu, cuda or mps")
+    experiment: str | None = option(None, "MLflow experiment, by name", str)
+    run_name: str | None = option(None, "name of the run that holds them", str)
