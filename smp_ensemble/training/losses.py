@@ -1,0 +1,267 @@
+"""Losses by name: smp's own, with ignored pixels left out exactly, in every mode and in float32.
+
+Whatever the loss, its value is the one it would have if ignored pixels did not exist: it does not depend on the logits
+there, its gradient there is zero, and means are over valid pixels. A batch without valid pixels gives 0.
+smp does so for Dice, Jaccard and Tversky only; the adapters below see to the rest.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from segmentation_models_pytorch import losses as smp
+from torch import Tensor, nn
+
+from smp_ensemble.exceptions import ConfigError, DataError
+from smp_ensemble.registry import nearest
+from smp_ensemble.training.loss_spec import Term, parse_loss
+from smp_ensemble.typing import IGNORE_INDEX, MODES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from smp_ensemble.typing import Mode
+
+
+def _flatten(logits: Tensor, target: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
+    """The V valid pixels as one image: `(1, K, 1, V)` and `(1, 1, V)`; in multilabel mode V valid entries and K = 1.
+
+    smp's Lovasz loss reads `(1, K, V)` as K rows of one sigmoid output: the image must have four dimensions.
+    """
+    valid = target != IGNORE_INDEX
+    if mode == "multilabel":
+        return logits[valid].view(1, 1, 1, -1), target[valid].view(1, 1, 1, -1)
+    return logits.movedim(1, -1)[valid].T[None, :, None], target[valid].view(1, 1, -1)
+
+
+class _Tversky(nn.Module):
+    """smp's takes the power of 0 where no class is present, whose gradient is NaN for gamma below 1."""
+
+    def __init__(self, mode: Mode, gamma: float = 1.0, **parameters: Any) -> None:
+        super().__init__()
+        self.gamma = gamma
+        self.loss = smp.TverskyLoss(mode, ignore_index=IGNORE_INDEX, **parameters)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        loss: Tensor = self.loss(logits, target)
+        if self.gamma == 1.0:
+            return loss
+        positive = loss > 0
+        return torch.where(positive, torch.where(positive, loss, 1.0) ** self.gamma, 0.0 * loss)
+
+
+class _Focal(nn.Module):
+    """smp's is NaN without valid pixels, and cannot ignore in multilabel mode, where each class ignores its own."""
+
+    def __init__(self, mode: Mode, class_weights: list[float] | None = None, **parameters: Any) -> None:
+        super().__init__()
+        self.mode: Mode = mode
+        self.loss = smp.FocalLoss(mode, class_weights=class_weights, **parameters)
+        self.channel_loss = smp.FocalLoss("binary", **parameters)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        if self.mode != "multilabel":
+            logits, target = _flatten(logits, target, self.mode)
+            return self.loss(logits, target) if target.numel() else logits.sum()
+        losses, weights = [logits.sum() * 0.0], [0.0]
+        given = self.loss.class_weights
+        for channel in range(logits.shape[1]):
+            chosen = target[:, channel] != IGNORE_INDEX
+            entries = logits[:, channel][chosen]
+            if entries.numel():
+                weight = 1.0 if given is None else float(given[channel])
+                losses.append(weight * self.channel_loss(entries, target[:, channel][chosen]))
+                weights.append(weight)
+        return torch.stack(losses).sum() / (sum(weights) or 1.0)
+
+
+class _Lovasz(nn.Module):
+    """smp's returns an empty tensor without valid pixels, and `per_image` counts images without any as perfect."""
+
+    def __init__(self, mode: Mode, per_image: bool = False) -> None:
+        super().__init__()
+        self.mode: Mode = mode
+        self.per_image = per_image
+        self.loss = smp.LovaszLoss(mode)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        size = 1 if self.per_image else len(logits)
+        images = zip(torch.split(logits, size), torch.split(target, size), strict=True)
+        flat = [_flatten(image, mask, self.mode) for image, mask in images]
+        losses = [self.loss(image, mask) for image, mask in flat if mask.numel()]
+        return torch.stack(losses).mean() if losses else logits.sum() * 0.0
+
+
+class _MCC(nn.Module):
+    """smp's takes probabilities and has no ignored pixels."""
+
+    def __init__(self, mode: Mode, **parameters: Any) -> None:
+        super().__init__()
+        self.mode: Mode = mode
+        self.loss = smp.MCCLoss(**parameters)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        logits, target = _flatten(logits, target, self.mode)
+        return self.loss(logits.sigmoid(), target) if target.numel() else logits.sum()
+
+
+class _CrossEntropy(nn.Module):
+    """smp's divides by all pixels, ignored ones too: its sum, divided by the number of valid ones."""
+
+    def __init__(self, mode: Mode, num_outputs: int, reduction: str = "mean", **parameters: Any) -> None:
+        super().__init__()
+        self.mode: Mode = mode
+        self.mean = reduction == "mean"
+        self.loss: nn.Module
+        if mode == "multiclass":
+            parameters = {"smooth_factor": 0.0, **parameters}
+            self.loss = smp.SoftCrossEntropyLoss(reduction="sum", ignore_index=IGNORE_INDEX, **parameters)
+        else:
+            for name in {"weight", "pos_weight"} & parameters.keys():
+                value = torch.as_tensor(parameters[name], dtype=torch.float32)
+                parameters[name] = value.expand(num_outputs).clone().view(-1, 1, 1)
+            self.loss = smp.SoftBCEWithLogitsLoss(reduction="sum", ignore_index=IGNORE_INDEX, **parameters)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        count = (target != IGNORE_INDEX).sum().clamp_min(1)
+        if self.mode == "binary":
+            target = target.unsqueeze(1)
+        loss: Tensor = self.loss(logits, target if self.mode == "multiclass" else target.to(logits.dtype))
+        return loss / count if self.mean else loss
+
+
+def _region(loss: type[nn.Module]) -> Callable[..., nn.Module]:
+    def make(mode: Mode, **parameters: Any) -> nn.Module:
+        return loss(mode, ignore_index=IGNORE_INDEX, **parameters)
+
+    return make
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """How a loss is made, whose signature says what its parameters are, where it applies, and what to use elsewhere."""
+
+    make: Callable[..., nn.Module]
+    signature: Callable[..., Any]
+    modes: tuple[Mode, ...] = MODES
+    instead: str = ""
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names of the parameters that users may give."""
+        hidden = {"mode", "from_logits", "ignore_index", "dim"}
+        return sorted(set(inspect.signature(self.signature).parameters) - hidden)
+
+
+_LOSSES: Mapping[str, _Loss] = {
+    "dice": _Loss(_region(smp.DiceLoss), smp.DiceLoss),
+    "jaccard": _Loss(_region(smp.JaccardLoss), smp.JaccardLoss),
+    "tversky": _Loss(_Tversky, smp.TverskyLoss),
+    "focal": _Loss(_Focal, smp.FocalLoss),
+    "lovasz": _Loss(_Lovasz, smp.LovaszLoss),
+    "mcc": _Loss(_MCC, smp.MCCLoss, ("binary",), "use 'dice' or 'tversky'"),
+    "bce": _Loss(_CrossEntropy, smp.SoftBCEWithLogitsLoss, ("binary", "multilabel"), "use 'ce'"),
+    "ce": _Loss(_CrossEntropy, smp.SoftCrossEntropyLoss, ("multiclass",), "use 'bce'"),
+}
+
+
+def _make_term(term: Term, mode: Mode, num_outputs: int) -> nn.Module:
+    if term.name not in _LOSSES:
+        raise ConfigError(f"unknown loss '{term.name}': {nearest(term.name, ['auto', *_LOSSES])}")
+    loss = _LOSSES[term.name]
+    if mode not in loss.modes:
+        modes = " and ".join(loss.modes)
+        raise ConfigError(f"loss '{term.name}' works in {modes} mode, came {mode}: {loss.instead}")
+    parameters = dict(term.parameters)
+    for name, value in parameters.items():
+        if name not in loss.parameters:
+            raise ConfigError(f"loss '{term.name}' has no parameter '{name}': {nearest(name, loss.parameters)}")
+        if name == "reduction" and value not in {"mean", "sum"}:
+            raise ConfigError(f"loss '{term.name}': expected reduction 'mean' or 'sum', came '{value}'")
+        if name in {"classes", "class_weights"} and not isinstance(value, list):
+            raise ConfigError(f"loss '{term.name}': expected a list, came {name}={value}: write {name}=[{value}]")
+        if name == "class_weights" and isinstance(value, list) and len(value) != num_outputs:
+            raise ConfigError(f"loss '{term.name}': expected {num_outputs} class_weights, came {len(value)}")
+    if loss.make is _CrossEntropy:
+        parameters["num_outputs"] = num_outputs
+    given = dict(term.parameters) or "its defaults"
+    try:
+        module = loss.make(mode, **parameters)
+        shape = (2, num_outputs, 2, 2) if mode == "multilabel" else (2, 2, 2)
+        value = module(torch.zeros(2, num_outputs, 2, 2), torch.ones(shape, dtype=torch.int64))
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"loss '{term.name}' does not take {given} in {mode} mode: {reason}") from error
+    if value.ndim or not bool(torch.isfinite(value)):
+        raise ConfigError(f"loss '{term.name}': expected a finite scalar, came {value.tolist()} with {given}")
+    return module
+
+
+class WeightedLoss(nn.Module):
+    """A weighted sum of losses over valid pixels; made by `make_loss`.
+
+    Args:
+        terms: The losses with their weights and parameters.
+        mode: What is predicted.
+        num_outputs: K, the number of output channels.
+
+    Raises:
+        ConfigError: A loss or a parameter is unknown, or does not work in this mode.
+    """
+
+    def __init__(self, terms: tuple[Term, ...], mode: Mode, num_outputs: int) -> None:
+        super().__init__()
+        self.mode: Mode = mode
+        self.num_outputs = num_outputs
+        self.weights = tuple(term.weight for term in terms)
+        self.losses = nn.ModuleList(_make_term(term, mode, num_outputs) for term in terms)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss as a float32 scalar, computed in float32 under autocast, too.
+
+        Args:
+            logits: Shape `(N, K, H, W)`.
+            target: Class ids `(N, H, W)`, zeros and ones `(N, K, H, W)` in multilabel mode; 255 where ignored.
+
+        Raises:
+            DataError: Shapes do not fit.
+        """
+        came = tuple(logits.shape)
+        if logits.ndim != 4 or came[1] != self.num_outputs:
+            raise DataError(f"expected logits of shape (N, {self.num_outputs}, H, W), came {came}: check the classes")
+        expected = came if self.mode == "multilabel" else (came[0], *came[2:])
+        if tuple(target.shape) != expected:
+            raise DataError(f"expected a {self.mode} target of shape {expected}, came {tuple(target.shape)}")
+        with torch.autocast(logits.device.type, enabled=False):
+            target = target.long()
+            valid = target != IGNORE_INDEX
+            logits = torch.where(valid if self.mode == "multilabel" else valid.unsqueeze(1), logits.float(), 0.0)
+            return torch.stack(
+                [w * loss(logits, target) for w, loss in zip(self.weights, self.losses, strict=True)]
+            ).sum()
+
+
+def make_loss(spec: str, mode: Mode, num_outputs: int) -> WeightedLoss:
+    """Makes a loss from its specification, called as `loss(logits, target)`.
+
+    Args:
+        spec: `auto` (`dice+ce` in multiclass mode, else `dice+bce`) or a weighted sum such as `dice+bce` or
+            `0.5*lovasz+0.5*focal(gamma=2,alpha=0.25)` of dice, jaccard, tversky, focal, lovasz, mcc, bce and ce with
+            the parameters of smp's losses of these names; `bce(smooth_factor=0.1)` smooths labels.
+        mode: What is predicted.
+        num_outputs: K, the number of output channels.
+
+    Raises:
+        ConfigError: The specification cannot be read, a loss or a parameter is unknown, or it does not fit the mode.
+
+    Example:
+        >>> loss = make_loss("0.5*bce+2*bce(smooth_factor=0.1)", "binary", 1)
+        >>> round(loss(torch.zeros(1, 1, 1, 2), torch.tensor([[[1, 255]]])).item(), 4)  # 2.5 * log(2)
+        1.7329
+    """
+    if spec.strip().lower() == "auto":
+        spec = "dice+ce" if mode == "multiclass" else "dice+bce"
+    return WeightedLoss(parse_loss(spec), mode, num_outputs)
