@@ -192,3 +192,7 @@ class SnapshotStore(Protocol):
     def snapshots(self) -> list[Snapshot]:
         """References to all snapshots kept so far, after waiting until they are delivered."""
         ...
+
+    def close(self, error: str | None = None) -> None:
+        """Ends the training, as failed where there is an error; whoever opened the store closes it."""
+        ...

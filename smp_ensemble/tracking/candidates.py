@@ -114,7 +114,7 @@ def _dataset_name(client: mlflow.MlflowClient, experiment_ids: list[str], digest
         max_results=1,
     )
     for run in runs:
-        for used in run.inputs.dataset_inputs:
+        for used in run.inputs.dataset_inputs if run.inputs else ():
             if used.dataset.digest == digest:
                 return str(used.dataset.name)
     return None
@@ -133,7 +133,7 @@ def _runs(client: mlflow.MlflowClient, experiment_ids: list[str], filter_string:
         except MlflowException as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
-                f"MLflow cannot read the filter \"{filter_string}\": {reason} "
+                f'MLflow cannot read the filter "{filter_string}": {reason} '
                 "Write it as in the UI's Runs tab, for example: metrics.val_iou > 0.5 and params.trainer = 'snapshot'"
             ) from error
         found += page
@@ -199,14 +199,12 @@ def find_candidates(
         raise ConfigError(f"expected either where or pick, got where={where!r} and pick={pick!r}: leave one empty")
     if pick.strip():
         return picked(pick.strip(), experiment=experiment, metric=metric)[:limit]
-    found = search_snapshots(
-        where, experiment=experiment, metric=metric, limit=limit, dataset_digest=dataset_digest
-    )
+    found = search_snapshots(where, experiment=experiment, metric=metric, limit=limit, dataset_digest=dataset_digest)
     if not found:
         client = mlflow.MlflowClient()
         ids = _experiment_ids(client, experiment)
         there = len(client.search_runs(ids, f"tags.`{names.KIND}` = '{names.SNAPSHOT}'", max_results=100))
-        asked = f"where=\"{where}\"" if where.strip() else "no filter"
+        asked = f'where="{where}"' if where.strip() else "no filter"
         measured = f" with {metric} measured on data {dataset_digest}" if dataset_digest else f" with {metric}"
         raise NothingFoundError(
             f"no snapshot found ({asked}{measured}) in {experiment_names(client, ids)} at {mlflow.get_tracking_uri()}, "
@@ -253,8 +251,8 @@ def picked(pick: str, *, experiment: str | None = None, metric: str = "val_iou")
         if not snapshots:
             raise NothingFoundError(
                 f"nothing is picked as '{pick}': no run in {experiment_names(client, ids)} has the tag "
-                f"{names.PICK}={pick}, and no registered model has that name. Tick snapshot runs in the tracking UI and "
-                f"add the tag {names.PICK}={pick}, or pass model ids: pick=m-...,m-..."
+                f"{names.PICK}={pick}, and no registered model has that name. Tick snapshot runs in the tracking UI "
+                f"and add the tag {names.PICK}={pick}, or pass model ids: pick=m-...,m-..."
             )
     sign = 1 if names.is_ascending(metric) else -1
     worst = float("inf")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
-from mlflow.models.signature import Schema
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, TensorSpec
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import AnyType
 
 from smp_ensemble.ensembling import artifact
@@ -26,6 +24,8 @@ from smp_ensemble.tracking import names
 from smp_ensemble.tracking.runs import TrackedRun, attach, tracked_run
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from smp_ensemble.typing import Snapshot
 
 FLAVOR_NAME = "smp_ensemble"
@@ -66,10 +66,12 @@ def signature_of(kind: str, in_channels: int) -> ModelSignature:
     """
     import numpy as np
 
-    params = ParamSchema([
-        ParamSpec("kind", DataType.string, DEFAULT_KIND),
-        ParamSpec("views", DataType.string, VIEWS[0]),
-    ])
+    params = ParamSchema(
+        [
+            ParamSpec("kind", DataType.string, DEFAULT_KIND),
+            ParamSpec("views", DataType.string, VIEWS[0]),
+        ]
+    )
     match kind:
         case "params":
             return ModelSignature(params=params)
@@ -132,9 +134,7 @@ def complete(
         encoding="utf-8",
     )
     model.flavors.clear()
-    mlflow.pyfunc.add_to_model(
-        model, loader_module=__name__, code=CODE_FOLDER, python_env=PYTHON_ENV_FILE
-    )
+    mlflow.pyfunc.add_to_model(model, loader_module=__name__, code=CODE_FOLDER, python_env=PYTHON_ENV_FILE)
     model.add_flavor(
         FLAVOR_NAME,
         mode=spec.mode,

@@ -28,7 +28,7 @@ def is_ascending(metric: str) -> bool:
         >>> is_ascending("val_loss"), is_ascending("val_iou/building")
         (True, False)
     """
-    return metric.split("/")[0].rpartition("_")[2] in LOWER_IS_BETTER
+    return metric.split("/", maxsplit=1)[0].rpartition("_")[2] in LOWER_IS_BETTER
 
 
 def snapshots_link(tracking_uri: str, experiment_id: str, metric: str = "val_iou") -> str:

@@ -23,7 +23,13 @@ ACCENT, MUTED = "#d55e00", "#0072b2"
 
 
 def draw_learning_rate(
-    schedule: Schedule, lr: float, steps_per_epoch: int, path: Path, *, title: str, scores: Mapping[int, float] | None = None
+    schedule: Schedule,
+    lr: float,
+    steps_per_epoch: int,
+    path: Path,
+    *,
+    title: str,
+    scores: Mapping[int, float] | None = None,
 ) -> None:
     """Draws the rate of every step, and where snapshots are taken.
 
@@ -41,7 +47,9 @@ def draw_learning_rate(
     axes.plot(steps / steps_per_epoch, [lr * schedule.factor(int(step)) for step in steps], color=MUTED, lw=1.6)
     for number, step in enumerate(schedule.snapshot_steps, 1):
         axes.axvline(step / steps_per_epoch, color=ACCENT, lw=0.8, ls=":")
-        axes.plot(step / steps_per_epoch, 0, "o", color=ACCENT, clip_on=False, label="snapshot" if number == 1 else None)
+        axes.plot(
+            step / steps_per_epoch, 0, "o", color=ACCENT, clip_on=False, label="snapshot" if number == 1 else None
+        )
     axes.set(xlabel="epoch", ylabel="learning rate", title=title)
     axes.set_xlim(0, schedule.total_steps / steps_per_epoch)
     axes.set_ylim(bottom=0)

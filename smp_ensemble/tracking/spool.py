@@ -1,4 +1,4 @@
-"""What is to be delivered, on local disk first: entries in order, whole or not at all, and the thread that sends them."""
+"""What is to be delivered, on local disk first: whole entries in order, and the thread that sends them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow.exceptions import MlflowException
 
 from smp_ensemble.exceptions import DeliveryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 ENTRY_FILE = "entry.json"
 PROGRESS_FILE = "progress.json"
@@ -180,7 +182,7 @@ class Courier:
                 self._waits_for = error
                 self._pause(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
-            except Exception as error:  # noqa: BLE001 (raised by drain: a thread has no caller to raise to)
+            except Exception as error:
                 logger.exception("delivery to the tracking server stopped; the spool keeps everything")
                 self._broken_by = error
                 return

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import mlflow
 import numpy as np
-from mlflow.exceptions import MlflowException
 
 from smp_ensemble.architectures import check_network
 from smp_ensemble.ensembling import artifact
 from smp_ensemble.tracking import names
-from smp_ensemble.tracking.flavor import MODEL_TYPE, log_folder
-from smp_ensemble.tracking.report import draw_overlay_sheet
-from smp_ensemble.tracking.runs import TrackedRun, as_param, attach, now, open_run
-from smp_ensemble.tracking.spool import Courier, Entry, Spool
+from smp_ensemble.tracking.delivery import MODEL_FOLDER, PREVIEWS_FILE, Delivery
+from smp_ensemble.tracking.runs import as_param, now, open_run
+from smp_ensemble.tracking.spool import Courier, Spool
 from smp_ensemble.typing import DatasetReference, Snapshot, SnapshotRecord, Task
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import numpy.typing as npt
     from torch import nn
 
@@ -30,12 +28,6 @@ if TYPE_CHECKING:
 
 DELIVERY_SECONDS = 600.0
 """How long the end of a training waits for the tracking server."""
-
-MODEL_FOLDER = "model"
-PREVIEWS_FILE = "previews.npz"
-RANK_METRIC = "val_iou"
-
-logger = logging.getLogger(__name__)
 
 
 class MlflowStore:
@@ -66,15 +58,12 @@ class MlflowStore:
         previews: Sequence[tuple[npt.NDArray[np.generic], npt.NDArray[np.uint8]]] = (),
     ) -> None:
         self.run = open_run(names.TRAINING, experiment=experiment, run_name=run_name)
-        self._keep = keep
         self._saved = 0
-        self._previews = previews
         folder = (spool or Path(".smp_ensemble") / "spool") / self.run.run_id
         self._spool = Spool(folder)
         self.history: list[tuple[int, dict[str, float]]] = []
-        self._delivered: dict[str, Snapshot] = {}
-        self._pruned: set[str] = set()
-        self._courier = Courier(self._spool, self._deliver)
+        self._delivery = Delivery(self.run, keep=keep, previews=previews)
+        self._courier = Courier(self._spool, self._delivery)
 
     @property
     def run_id(self) -> str:
@@ -146,8 +135,7 @@ class MlflowStore:
             DeliveryError: The tracking server did not take everything.
         """
         self._courier.drain(DELIVERY_SECONDS)
-        kept = [snapshot for snapshot in self._delivered.values() if snapshot.model_id not in self._pruned]
-        return sorted(kept, key=lambda snapshot: snapshot.step)
+        return self._delivery.kept()
 
     def close(self, error: str | None = None) -> None:
         """Delivers what is left and ends the run: FAILED with the reason if there is one.
@@ -168,116 +156,6 @@ class MlflowStore:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close(f"{type(error).__name__}: {error}" if error is not None else None)
 
-    # All below runs on the courier's thread.
-
-    def _deliver(self, entry: Entry) -> None:
-        content = entry.content
-        match entry.kind:
-            case "params":
-                self.run.log_params(content)
-            case "tags":
-                self.run.set_tags(content)
-            case "dataset":
-                self.run.log_dataset(DatasetReference(**content["dataset"]), content["context"])
-            case "metrics":
-                self.run.log_metrics(content["metrics"], content["step"], timestamp=content["timestamp"])
-            case "file":
-                self.run.log_file(entry.folder / content["name"], content["folder"])
-            case "snapshot":
-                self._deliver_snapshot(entry)
-            case "end":
-                self.run.end(content["error"])
-            case _:
-                raise ValueError(f"the spool holds an entry of unknown kind '{entry.kind}': {entry.folder}")
-
-    def _deliver_snapshot(self, entry: Entry) -> None:
-        content, client = entry.content, self.run.client
-        child = self._child_run(entry)
-        dataset = DatasetReference(**content["dataset"]) if content["dataset"] else None
-        if dataset:
-            child.log_dataset(dataset, "validation")
-        child.log_params(content["params"])
-        tags = {names.KIND: names.SNAPSHOT}
-        model_id = entry.progress.get("model_id")
-        if model_id is None:
-            model_id = client.create_logged_model(
-                child.experiment_id,
-                name="snapshot",
-                source_run_id=child.run_id,
-                tags=tags,
-                params=content["params"],
-                model_type=MODEL_TYPE,
-            ).model_id
-            entry.remember(model_id=model_id)
-        log_folder(
-            client, entry.folder / MODEL_FOLDER, model_id=model_id, run_id=child.run_id, step=content["step"]
-        )
-        child.log_metrics(
-            content["metrics"],
-            content["step"],
-            model_id=model_id,
-            dataset=dataset,
-            timestamp=content["timestamp"],
-        )
-        child.set_tags({names.MODEL_ID: model_id})
-        self._log_overlays(entry, child)
-        child.end()
-        self._delivered[model_id] = Snapshot(
-            uri=f"models:/{model_id}",
-            run_id=child.run_id,
-            step=content["step"],
-            params=content["params"],
-            metrics=content["metrics"],
-            tags={**tags, names.MODEL_ID: model_id},
-        )
-        self._prune()
-
-    def _child_run(self, entry: Entry) -> TrackedRun:
-        run_id = entry.progress.get("run_id")
-        if run_id is None:
-            name = f"{self.run.name}-snapshot-{entry.content['index']:02d}"
-            child = open_run(names.SNAPSHOT, run_name=name, parent_run_id=self.run.run_id)
-            entry.remember(run_id=child.run_id)
-            return child
-        found = attach(run_id)
-        return TrackedRun(found.client, found.run_id, found.experiment_id, found.name, owned=True)
-
-    def _log_overlays(self, entry: Entry, child: TrackedRun) -> None:
-        path = entry.folder / PREVIEWS_FILE
-        if not path.exists() or not self._previews:
-            return
-        with np.load(path, allow_pickle=False) as stored:
-            masks = [stored[f"{index:03d}"] for index in range(len(stored.files))]
-        sheet = entry.folder / f"snapshot-{entry.content['index']:02d}.png"
-        task = Task(**{**entry.content["task"], "class_names": tuple(entry.content["task"]["class_names"])})
-        images, truths = zip(*self._previews, strict=True)
-        draw_overlay_sheet(images, {"ground truth": truths, child.name: masks}, task, sheet)
-        child.log_file(sheet)
-        self.run.log_file(sheet, "overlays")
-
-    def _prune(self) -> None:
-        """Deletes the weights of all but the best snapshots; their runs keep the scores."""
-        if self._keep is None:
-            return
-        kept = [snapshot for snapshot in self._delivered.values() if snapshot.model_id not in self._pruned]
-        ranked = sorted(kept, key=lambda snapshot: snapshot.metrics.get(RANK_METRIC, -1.0), reverse=True)
-        for snapshot in ranked[self._keep :]:
-            delete_weights(self.run.client, snapshot)
-            self._pruned.add(snapshot.model_id)
-
-
-def delete_weights(client: mlflow.MlflowClient, snapshot: Snapshot) -> None:
-    """Deletes a snapshot's logged model and its files; its run, with the scores, stays and says so."""
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    location = client.get_logged_model(snapshot.model_id).artifact_location
-    client.set_tag(snapshot.run_id, names.PRUNED, "true")
-    try:
-        get_artifact_repository(location).delete_artifacts()
-    except (NotImplementedError, MlflowException) as error:
-        logger.warning("the artifact store keeps the files of %s: %s", snapshot.model_id, error)
-    client.delete_logged_model(snapshot.model_id)
-
 
 def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
@@ -287,9 +165,7 @@ def _write_snapshot(record: SnapshotRecord, folder: Path) -> None:
     """A snapshot is an ensemble of one."""
     model = folder / MODEL_FOLDER
     model.mkdir()
-    member = artifact.write_member(
-        record.network, record.normalization, model, training_images=record.training_images
-    )
+    member = artifact.write_member(record.network, record.normalization, model, training_images=record.training_images)
     task = record.task
     artifact.write_spec(artifact.EnsembleSpec(task.mode, task.class_names, task.in_channels, (member,)), model)
     if record.previews:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
@@ -19,6 +18,7 @@ from smp_ensemble.training.trainers import describe, make_trainer
 from smp_ensemble.typing import SnapshotRecord, Task
 
 if TYPE_CHECKING:
+    import lightning.pytorch as pl
     import numpy as np
     import numpy.typing as npt
     from torch import nn
@@ -29,13 +29,19 @@ if TYPE_CHECKING:
 PreviewFunction = Callable[["nn.Module"], Sequence["npt.NDArray[np.uint8]"]]
 
 
+def open_default_store() -> SnapshotStore:
+    """MLflow, as configured by its environment variables. By name: training itself knows no tracking server."""
+    store: SnapshotStore = registry.load("smp_ensemble.stores", "mlflow")()
+    return store
+
+
 def find_network(module: nn.Module) -> nn.Module:
     """The one network inside a LightningModule that could be built again from a configuration.
 
     Raises:
         NetworkError: There is none, or more than one.
     """
-    found = []
+    found: list[tuple[str, nn.Module]] = []
     covered: set[str] = set()
     for name, part in module.named_modules():
         if any(name.startswith(f"{parent}.") for parent in covered if parent):
@@ -94,7 +100,8 @@ class SnapshotCallback(Callback):
     ) -> None:
         self.method = make_trainer(trainer) if isinstance(trainer, str) else trainer
         self.task = Task(mode, tuple(class_names), normalization.in_channels)
-        self.store: SnapshotStore = store if store is not None else registry.load("smp_ensemble.stores", "mlflow")()
+        self._owns_store = store is None
+        self.store: SnapshotStore = store if store is not None else open_default_store()
         self._normalization = normalization
         self._find_network = network or find_network
         self._params = {**describe(self.method), **(params or {})}
@@ -209,6 +216,16 @@ class SnapshotCallback(Callback):
             previews=self._previews(network) if self._previews else (),
         )
         self.store.save_snapshot(record)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Ends the training's run, if the store was opened here."""
+        if self._owns_store:
+            self.store.close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Ends the training's run as failed, if the store was opened here."""
+        if self._owns_store:
+            self.store.close(f"{type(exception).__name__}: {exception}")
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the snapshots that were taken; everything else follows from the step count."""

@@ -6,41 +6,35 @@ import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 
-from smp_ensemble import registry
 from smp_ensemble.architectures import output_stride
 from smp_ensemble.data.loading import evaluation_loader, training_loader
 from smp_ensemble.data.normalization import imagenet
 from smp_ensemble.data.transforms import TrainTransform
 from smp_ensemble.exceptions import ConfigError
-from smp_ensemble.precision import autocast_dtype, choose_device, resolve_precision
-from smp_ensemble.training.callback import SnapshotCallback
+from smp_ensemble.precision import choose_device, resolve_precision
+from smp_ensemble.training.callback import SnapshotCallback, open_default_store
 from smp_ensemble.training.losses import make_loss
 from smp_ensemble.training.module import SegmentationModule
 from smp_ensemble.training.optimizers import freeze_encoder, make_optimizer
-from smp_ensemble.training.trainers import make_trainer
+from smp_ensemble.training.previews import predict_previews
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    import numpy.typing as npt
     from torch import nn
 
     from smp_ensemble.data.datasets import SegmentationDataset
     from smp_ensemble.data.normalization import Normalization
-    from smp_ensemble.typing import Snapshot, SnapshotStore, Trainer
-
-PREVIEW_IMAGES = 4
+    from smp_ensemble.typing import Snapshot, SnapshotStore, Task, Trainer
 
 
 @dataclass(frozen=True)
@@ -110,43 +104,48 @@ def fit(
     Raises:
         ConfigError: Options that do not fit the data or each other.
     """
+    if store is None:
+        own = open_default_store()
+        try:
+            snapshots = fit(
+                model,
+                train_data,
+                val_data,
+                trainer=trainer,
+                epochs=epochs,
+                normalization=normalization,
+                store=own,
+                options=options,
+                params=params,
+                resume_from=resume_from,
+                checkpoint_folder=checkpoint_folder,
+            )
+        except BaseException as error:
+            own.close(f"{type(error).__name__}: {error}")
+            raise
+        own.close()
+        return snapshots
     options = options or FitOptions()
-    method = make_trainer(trainer) if isinstance(trainer, str) else trainer
-    task = train_data.task
-    if val_data.task != task:
-        raise ConfigError(f"training and validation data must have one task, got {task} and {val_data.task}")
+    if val_data.task != train_data.task:
+        raise ConfigError(f"training and validation data must have one task: {train_data.task}, {val_data.task}")
     stride = output_stride([model])
     if options.crop_size % stride:
         raise ConfigError(f"crop-size must be a multiple of the network's stride {stride}, got {options.crop_size}")
-    normalization = normalization or imagenet(task.in_channels)
+    normalization = normalization or imagenet(train_data.task.in_channels)
     if options.freeze_encoder:
         freeze_encoder(model)
     device = choose_device(options.accelerator)
     precision = resolve_precision(options.precision, device)
-    module = SegmentationModule(
-        model,
-        normalization,
-        task,
-        loss=make_loss(options.loss, task.mode, task.num_outputs),
-        make_optimizer=partial(
-            make_optimizer,
-            name=options.optimizer,
-            lr=options.lr,
-            weight_decay=options.weight_decay,
-            encoder_lr_scale=options.encoder_lr_scale,
-        ),
-    )
-    store = store if store is not None else registry.load("smp_ensemble.stores", "mlflow")()
     callback = SnapshotCallback(
-        method,
-        mode=task.mode,
-        class_names=task.class_names,
+        trainer,
+        mode=train_data.task.mode,
+        class_names=train_data.task.class_names,
         normalization=normalization,
         store=store,
         params=params,
         dataset=val_data.reference(),
         training_images=train_data.image_digests,
-        previews=partial(preview_masks, data=val_data, normalization=normalization, precision=precision),
+        previews=partial(predict_previews, data=val_data, normalization=normalization, precision=precision),
     )
     # The loader asks for its epoch when its iterator is made, which Lightning does before it counts the epoch up:
     # completed steps are the one count that is always right, after a resume too.
@@ -159,34 +158,69 @@ def fit(
         workers=options.workers,
         epoch_of=epoch,
     )
-    val_loader = evaluation_loader(
-        val_data, batch_size=options.batch_size, workers=options.workers, divisor=stride
-    )
-    callbacks: list[pl.Callback] = [callback]
-    if sys.stderr.isatty():
-        callbacks.append(TQDMProgressBar(leave=False))
-    if checkpoint_folder is not None:
-        callbacks.append(_checkpoints(checkpoint_folder))
+    val_loader = evaluation_loader(val_data, batch_size=options.batch_size, workers=options.workers, divisor=stride)
     torch.manual_seed(options.seed)  # dropout; batches and augmentation have seeds of their own
     with _quiet():
-        host = pl.Trainer(
-            max_epochs=epochs,
-            accelerator=device.type,
-            devices=1,
-            precision=precision,  # type: ignore[arg-type]  # one of Lightning's words, checked by resolve_precision
-            callbacks=callbacks,
-            logger=False,
-            enable_checkpointing=checkpoint_folder is not None,
-            enable_progress_bar=sys.stderr.isatty(),
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-        )
+        host = _host(epochs, device, precision, [callback], checkpoint_folder)
         epoch.bind(host, len(train_loader))
-        host.fit(module, train_loader, val_loader, ckpt_path=str(resume_from) if resume_from else None)
-    if host.interrupted:
-        raise KeyboardInterrupt
+        try:
+            host.fit(
+                _module(model, normalization, train_data.task, options),
+                train_loader,
+                val_loader,
+                ckpt_path=str(resume_from) if resume_from else None,
+            )
+        except SystemExit as error:
+            # Lightning answers Ctrl-C by leaving the process; the one who called decides that.
+            if host.interrupted:
+                raise KeyboardInterrupt from error
+            raise
     return store.snapshots()
+
+
+def _module(model: nn.Module, normalization: Normalization, task: Task, options: FitOptions) -> SegmentationModule:
+    return SegmentationModule(
+        model,
+        normalization,
+        task,
+        loss=make_loss(options.loss, task.mode, task.num_outputs),
+        make_optimizer=partial(
+            make_optimizer,
+            name=options.optimizer,
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            encoder_lr_scale=options.encoder_lr_scale,
+        ),
+    )
+
+
+def _host(
+    epochs: int,
+    device: torch.device,
+    precision: str,
+    callbacks: list[pl.Callback],
+    checkpoint_folder: Path | None,
+) -> pl.Trainer:
+    """The Lightning trainer: it loops; schedules, snapshots and tracking are the callback's."""
+    terminal = sys.stderr.isatty()
+    if terminal:
+        callbacks = [*callbacks, TQDMProgressBar(leave=False)]
+    if checkpoint_folder is not None:
+        checkpoint = ModelCheckpoint(checkpoint_folder, filename="last", enable_version_counter=False)
+        callbacks = [*callbacks, checkpoint]
+    return pl.Trainer(
+        max_epochs=epochs,
+        accelerator=device.type,
+        devices=1,
+        precision=precision,  # type: ignore[arg-type]  # one of Lightning's words: resolve_precision has checked it
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=checkpoint_folder is not None,
+        enable_progress_bar=terminal,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
 
 
 class _EpochFromSteps:
@@ -205,44 +239,6 @@ class _EpochFromSteps:
         return self._host.global_step // self._steps_per_epoch if self._host else 0
 
 
-def preview_masks(
-    network: nn.Module, *, data: SegmentationDataset, normalization: Normalization, precision: str
-) -> Sequence[npt.NDArray[np.uint8]]:
-    """Masks of the first few validation images, from the network as it stands; leaves its mode as it was.
-
-    Returns:
-        One uint8 mask for each image, `(H, W)` or, multilabel, `(K, H, W)`.
-    """
-    was_training = network.training
-    network.eval()
-    device = next(network.parameters()).device
-    dtype = autocast_dtype(precision)
-    stride = output_stride([network])
-    masks = []
-    with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        for batch in evaluation_loader(data.subset(preview_indices(data)), batch_size=1, workers=0, divisor=stride):
-            logits = network(normalization(batch["image"].to(device)))[0].float()
-            mask = logits.argmax(0) if data.task.mode == "multiclass" else logits >= 0
-            masks.append(mask.squeeze(0).to(torch.uint8).cpu().numpy())
-    network.train(was_training)
-    sizes = [data.read(index)[0].shape[:2] for index in preview_indices(data)]
-    return [mask[..., :height, :width] for mask, (height, width) in zip(masks, sizes, strict=True)]
-
-
-def preview_indices(data: SegmentationDataset) -> list[int]:
-    """The few images that previews show: evenly spread over those that hold most classes; always the same ones."""
-    held = data.class_presence.sum(axis=1)
-    richest = np.flatnonzero(held == held.max())
-    spread = np.linspace(0, len(richest) - 1, min(PREVIEW_IMAGES, len(richest))).round().astype(int)
-    return [int(index) for index in richest[spread]]
-
-
-def _checkpoints(folder: Path) -> pl.Callback:
-    from lightning.pytorch.callbacks import ModelCheckpoint
-
-    return ModelCheckpoint(folder, filename="last", save_top_k=1, every_n_epochs=1, enable_version_counter=False)
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps Lightning's advertisements and advice, which do not apply here, off the terminal."""
@@ -254,6 +250,7 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
         warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # Lightning's own, of torch
         try:
             yield
         finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -15,6 +14,8 @@ from smp_ensemble.metrics.calibration import CalibrationScores
 from smp_ensemble.metrics.confusion import SegmentationScores
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from smp_ensemble.data.normalization import Normalization
     from smp_ensemble.typing import Task
 
@@ -68,13 +69,13 @@ class SegmentationModule(pl.LightningModule):
             raise ConfigError(f"the network must give logits of shape {expected}, got {tuple(logits.shape)}")
         return logits
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002 (Lightning's signature)
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
         loss: Tensor = self.loss(self(batch["image"]), batch["mask"])
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch["image"]))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds one batch to the scores."""
         logits = self(batch["image"]).float()
         self.log("val_loss", self.loss(logits, batch["mask"]), batch_size=len(batch["image"]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,6 +11,8 @@ from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.training.schedules import CosineRestarts
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from smp_ensemble.typing import Averager, Schedule, Trainer
 
 GROUP = "smp_ensemble.trainers"
@@ -76,9 +77,9 @@ def make_trainer(name: str, options: Mapping[str, Any] | None = None) -> Trainer
         ConfigError: Unknown name or option, or a value of the wrong type.
     """
     factory = registry.load(GROUP, name)
-    options = dict(options or {})
+    chosen = dict(options or {})
     known = {field.name: field for field in dataclasses.fields(factory)}
-    for option, value in options.items():
+    for option, value in chosen.items():
         if option not in known:
             raise ConfigError(f"trainer '{name}' has no option '{option}': {registry.nearest(option, known)}")
         expected = type(known[option].default)
@@ -87,11 +88,11 @@ def make_trainer(name: str, options: Mapping[str, Any] | None = None) -> Trainer
             raise ConfigError(
                 f"option '{option}' of trainer '{name}' must be of type {expected.__name__}, got {value!r}"
             )
-    trainer: Trainer = factory(**options)
+    trainer: Trainer = factory(**chosen)
     return trainer
 
 
 def describe(trainer: Trainer) -> dict[str, Any]:
     """Name and options of a trainer, as MLflow keeps them as params."""
-    options = dataclasses.asdict(trainer) if dataclasses.is_dataclass(trainer) else {}
+    options: Mapping[str, Any] = dataclasses.asdict(trainer) if dataclasses.is_dataclass(trainer) else {}
     return {"trainer": trainer.name, **options}

@@ -21,7 +21,7 @@ from smp_ensemble.tracking.candidates import find_candidates
 from smp_ensemble.tracking.flavor import local_folder, log_model, register, verify_mlmodel
 from smp_ensemble.tracking.report import draw_overlay_sheet, truth_for_overlay
 from smp_ensemble.tracking.runs import TrackedRun, tracked_run
-from smp_ensemble.training.fit import preview_indices
+from smp_ensemble.training.previews import preview_indices
 from smp_ensemble.workflows.results import Report
 from smp_ensemble.workflows.scoring import Score, score
 from smp_ensemble.workflows.train import load_splits

@@ -20,8 +20,9 @@ from smp_ensemble.registry import nearest
 from smp_ensemble.tracking import names
 from smp_ensemble.tracking.report import draw_curves, draw_learning_rate, truth_for_overlay
 from smp_ensemble.tracking.store import MlflowStore
-from smp_ensemble.training.fit import FitOptions, fit, preview_indices
-from smp_ensemble.training.trainers import make_trainer
+from smp_ensemble.training.fit import FitOptions, fit
+from smp_ensemble.training.previews import preview_indices
+from smp_ensemble.training.trainers import describe, make_trainer
 from smp_ensemble.typing import MODES
 from smp_ensemble.workflows.results import Report
 
@@ -114,10 +115,10 @@ def normalization_for(kind: str, data: SegmentationDataset) -> Normalization:
     return make_normalization(
         kind,
         data.task.in_channels,
-        mean=found.mean,
-        std=found.std,
-        minimum=found.minimum,
-        maximum=found.maximum,
+        mean=found.mean.tolist(),
+        std=found.std.tolist(),
+        minimum=found.minimum.tolist(),
+        maximum=found.maximum.tolist(),
     )
 
 
@@ -190,8 +191,7 @@ def configuration(options: TrainOptions, method: Trainer) -> dict[str, Any]:
     left_out = {"trainer_options", "cycles", "experiment", "run_name", "where", "pick", "register_as", "alias"}
     wanted = {known.name for known in fields(type(options))} - left_out
     found = {name: value for name, value in asdict(options).items() if name in wanted}
-    own = asdict(method) if hasattr(method, "__dataclass_fields__") else {}
-    return {**found, "trainer": method.name, **own}
+    return {**found, **describe(method)}
 
 
 def environment(options: TrainOptions) -> dict[str, str]:

@@ -1,0 +1,207 @@
+"""Batches: what the worker processes do, the same whatever their number and after a resume."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from smp_ensemble.exceptions import ConfigError
+from smp_ensemble.typing import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from smp_ensemble.data.datasets import SegmentationDataset
+
+Batch = dict[str, Tensor]
+"""`image` `(N, C, H, W)` raw values, `mask` int64 `(N, H, W)` (multilabel `(N, K, H, W)`), `index` int64 `(N,)`."""
+
+Transform = Callable[[npt.NDArray[Any], npt.NDArray[Any], int], tuple[npt.NDArray[Any], npt.NDArray[Any]]]
+Sample = tuple[npt.NDArray[Any], npt.NDArray[Any], int]
+Key = tuple[int, int]
+
+
+def training_loader(
+    dataset: SegmentationDataset,
+    transform: Transform,
+    *,
+    batch_size: int,
+    seed: int,
+    workers: int,
+    epoch_of: Callable[[], int],
+    shard: tuple[int, int] = (0, 1),
+) -> DataLoader[Batch]:
+    """Shuffled, transformed batches; which ones depends on `seed` and the epoch alone.
+
+    An incomplete last batch is dropped (batch norm fails on a single image), unless it is the only one.
+    `len(loader)` is the number of steps of an epoch.
+
+    Args:
+        dataset: What to train on.
+        transform: Takes image, mask and seed; must give equal sizes, such as `TrainTransform`.
+        batch_size: Images in a batch.
+        seed: Of order and augmentation.
+        workers: Processes that prepare batches, at most one for each processor; 0 prepares in this one.
+        epoch_of: Gives the epoch that starts now; asked at each `iter()`.
+        shard: This process's rank and the number of processes that train together; each takes its own batches.
+
+    Raises:
+        ConfigError: The data set is empty for this shard, or a number is out of range.
+    """
+    _check(batch_size, workers)
+    batches = SeededBatches(len(dataset), batch_size, seed, epoch_of, shard)
+    samples = _TransformedSamples(dataset, transform)
+    return _loader(samples, workers, batch_sampler=batches, collate_fn=_collate)
+
+
+def evaluation_loader(
+    dataset: SegmentationDataset, *, batch_size: int, workers: int, divisor: int = 32
+) -> DataLoader[Batch]:
+    """Whole images in the order of the data set, padded so that those of one batch have one size.
+
+    Padding repeats an image's edge; its mask is 255 there, so that padded pixels never count.
+
+    Args:
+        dataset: What to evaluate on.
+        batch_size: Images in a batch; the last one may hold fewer.
+        workers: Processes that prepare batches, at most one for each processor; 0 prepares in this one.
+        divisor: Heights and widths are rounded up to its multiples, in pixels.
+
+    Raises:
+        ConfigError: A number is out of range.
+    """
+    _check(batch_size, workers)
+    if divisor < 1:
+        raise ConfigError(f"divisor: expected at least 1 pixel, found {divisor}")
+    return _loader(_Samples(dataset), workers, batch_size=batch_size, collate_fn=_PaddedCollate(divisor))
+
+
+class SeededBatches(Sampler[list[Key]]):
+    """Batches of keys (index, seed of the sample): a pure function of seed, epoch and place in the epoch."""
+
+    def __init__(
+        self, length: int, batch_size: int, seed: int, epoch_of: Callable[[], int], shard: tuple[int, int] = (0, 1)
+    ) -> None:
+        rank, world = shard
+        if not 0 <= rank < world:
+            raise ConfigError(
+                f"shard: expected a rank from 0 to below the number of processes, found {rank} of {world}"
+            )
+        if length < world:
+            raise ConfigError(f"expected at least one training image for each of {world} processes, found {length}")
+        if seed < 0:
+            raise ConfigError(f"seed: expected 0 or more, found {seed}")
+        self._length = length
+        self._batch_size = min(batch_size, length // world)
+        self._seed = seed
+        self._epoch_of = epoch_of
+        self._rank, self._world = rank, world
+
+    def __len__(self) -> int:
+        return self._length // (self._batch_size * self._world)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        generator = np.random.default_rng(np.random.SeedSequence([self._seed, self._epoch_of()]))
+        order = generator.permutation(self._length).tolist()
+        seeds = generator.integers(2**32, size=self._length).tolist()
+        keys = list(zip(order, seeds, strict=True))
+        for step in range(len(self)):
+            start = (step * self._world + self._rank) * self._batch_size
+            yield keys[start : start + self._batch_size]
+
+
+class _Samples(Dataset[Sample]):
+    """A data set as (image, mask, index)."""
+
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, mask = self._dataset.read(index)
+        return image, mask, index
+
+
+class _TransformedSamples(Dataset[Sample]):
+    """A data set as transformed (image, mask, index), by keys of `SeededBatches`."""
+
+    def __init__(self, dataset: SegmentationDataset, transform: Transform) -> None:
+        self._dataset = dataset
+        self._transform = transform
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, key: Key) -> Sample:
+        index, seed = key
+        image, mask = self._transform(*self._dataset.read(index), seed)
+        return image, mask, index
+
+
+class _PaddedCollate:
+    """Pads to the largest height and width of the batch, rounded up, then collates."""
+
+    def __init__(self, divisor: int) -> None:
+        self._divisor = divisor
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        height, width = (
+            -(-max(mask.shape[axis] for _, mask, _ in samples) // self._divisor) * self._divisor for axis in (0, 1)
+        )
+        return _collate([(*_pad(image, mask, height, width), index) for image, mask, index in samples])
+
+
+def _pad(
+    image: npt.NDArray[Any], mask: npt.NDArray[Any], height: int, width: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    edges = (0, height - mask.shape[0]), (0, width - mask.shape[1])
+    padded = np.pad(image, (*edges, (0, 0)), mode="edge")
+    return padded, np.pad(mask, (*edges, (0, 0))[: mask.ndim], constant_values=IGNORE_INDEX)
+
+
+def _collate(samples: Sequence[Sample]) -> Batch:
+    images = np.stack([image.transpose(2, 0, 1) for image, _, _ in samples])
+    masks = np.stack([mask if mask.ndim == 2 else mask.transpose(2, 0, 1) for _, mask, _ in samples])
+    return {
+        "image": torch.from_numpy(images.astype(np.int32) if images.dtype == np.uint16 else images),
+        "mask": torch.from_numpy(masks.astype(np.int64)),
+        "index": torch.tensor([index for _, _, index in samples]),
+    }
+
+
+def _loader(samples: Dataset[Sample], workers: int, **options: Any) -> DataLoader[Batch]:
+    workers = min(workers, _processors())  # torch warns of more; results do not depend on the number
+    return DataLoader(
+        samples,  # type: ignore[arg-type]  # the collate function makes batches of samples
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_start_worker if workers else None,
+        generator=torch.Generator(),  # iter() draws a number: not from the generator of the training
+        **options,
+    )
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start_worker(_: int) -> None:
+    """Workers are the parallelism: OpenCV's own threads would only fight over the processors."""
+    import cv2
+
+    cv2.setNumThreads(0)
+
+
+def _check(batch_size: int, workers: int) -> None:
+    if batch_size < 1:
+        raise ConfigError(f"batch size: expected at least 1, found {batch_size}")
+    if workers < 0:
+        raise ConfigError(f"workers: expected 0 or more, found {workers}")

@@ -1,0 +1,164 @@
+"""What each entry of the spool becomes in MLflow; runs on the courier's thread."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from smp_ensemble.tracking import names
+from smp_ensemble.tracking.flavor import MODEL_TYPE, log_folder
+from smp_ensemble.tracking.report import draw_overlay_sheet
+from smp_ensemble.tracking.runs import TrackedRun, attach, open_run
+from smp_ensemble.typing import DatasetReference, Snapshot, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import mlflow
+    import numpy.typing as npt
+
+    from smp_ensemble.tracking.spool import Entry
+
+MODEL_FOLDER = "model"
+PREVIEWS_FILE = "previews.npz"
+RANK_METRIC = "val_iou"
+
+logger = logging.getLogger(__name__)
+
+
+class Delivery:
+    """Sends the entries of one training's spool to its run.
+
+    Args:
+        run: The training's run.
+        keep: Keep the weights of the best `keep` snapshots only; None: all.
+        previews: Raw images and their masks, for the overlays of each snapshot.
+    """
+
+    def __init__(
+        self,
+        run: TrackedRun,
+        *,
+        keep: int | None = None,
+        previews: Sequence[tuple[npt.NDArray[np.generic], npt.NDArray[np.uint8]]] = (),
+    ) -> None:
+        self.run = run
+        self._keep = keep
+        self._previews = previews
+        self._delivered: list[Snapshot] = []
+        self._pruned: set[str] = set()
+
+    def kept(self) -> list[Snapshot]:
+        """All delivered snapshots whose weights are still there, in the order of their steps."""
+        kept = [snapshot for snapshot in self._delivered if snapshot.model_id not in self._pruned]
+        return sorted(kept, key=lambda snapshot: snapshot.step)
+
+    def __call__(self, entry: Entry) -> None:
+        """Sends one entry; safe to repeat after it broke off anywhere."""
+        content = entry.content
+        match entry.kind:
+            case "params":
+                self.run.log_params(content)
+            case "tags":
+                self.run.set_tags(content)
+            case "dataset":
+                self.run.log_dataset(DatasetReference(**content["dataset"]), content["context"])
+            case "metrics":
+                self.run.log_metrics(content["metrics"], content["step"], timestamp=content["timestamp"])
+            case "file":
+                self.run.log_file(entry.folder / content["name"], content["folder"])
+            case "snapshot":
+                self._snapshot(entry)
+            case "end":
+                self.run.end(content["error"])
+            case _:
+                raise ValueError(f"the spool holds an entry of unknown kind '{entry.kind}': {entry.folder}")
+
+    def _snapshot(self, entry: Entry) -> None:
+        content, client = entry.content, self.run.client
+        child = self._child_run(entry)
+        dataset = DatasetReference(**content["dataset"]) if content["dataset"] else None
+        if dataset:
+            child.log_dataset(dataset, "validation")
+        child.log_params(content["params"])
+        tags = {names.KIND: names.SNAPSHOT}
+        model_id = entry.progress.get("model_id")
+        if model_id is None:
+            model_id = client.create_logged_model(
+                child.experiment_id,
+                name="snapshot",
+                source_run_id=child.run_id,
+                tags=tags,
+                params=content["params"],
+                model_type=MODEL_TYPE,
+            ).model_id
+            entry.remember(model_id=model_id)
+        log_folder(client, entry.folder / MODEL_FOLDER, model_id=model_id, run_id=child.run_id, step=content["step"])
+        child.log_metrics(
+            content["metrics"],
+            content["step"],
+            model_id=model_id,
+            dataset=dataset,
+            timestamp=content["timestamp"],
+        )
+        child.set_tags({names.MODEL_ID: model_id})
+        self._log_overlays(entry, child)
+        child.end()
+        self._delivered.append(
+            Snapshot(
+                uri=f"models:/{model_id}",
+                run_id=child.run_id,
+                step=content["step"],
+                params=content["params"],
+                metrics=content["metrics"],
+                tags={**tags, names.MODEL_ID: model_id},
+            )
+        )
+        self._prune()
+
+    def _child_run(self, entry: Entry) -> TrackedRun:
+        run_id = entry.progress.get("run_id")
+        if run_id is None:
+            name = f"{self.run.name}-snapshot-{entry.content['index']:02d}"
+            child = open_run(names.SNAPSHOT, run_name=name, parent_run_id=self.run.run_id)
+            entry.remember(run_id=child.run_id)
+            return child
+        found = attach(run_id)
+        return TrackedRun(found.client, found.run_id, found.experiment_id, found.name, owned=True)
+
+    def _log_overlays(self, entry: Entry, child: TrackedRun) -> None:
+        path = entry.folder / PREVIEWS_FILE
+        if not path.exists() or not self._previews:
+            return
+        with np.load(path, allow_pickle=False) as stored:
+            masks = [stored[f"{index:03d}"] for index in range(len(stored.files))]
+        sheet = entry.folder / f"snapshot-{entry.content['index']:02d}.png"
+        task = Task(**{**entry.content["task"], "class_names": tuple(entry.content["task"]["class_names"])})
+        images, truths = zip(*self._previews, strict=True)
+        draw_overlay_sheet(images, {"ground truth": truths, child.name: masks}, task, sheet)
+        child.log_file(sheet)
+        self.run.log_file(sheet, "overlays")
+
+    def _prune(self) -> None:
+        """Deletes the weights of all but the best snapshots; their runs keep the scores."""
+        if self._keep is None:
+            return
+        ranked = sorted(self.kept(), key=lambda snapshot: snapshot.metrics.get(RANK_METRIC, -1.0), reverse=True)
+        for snapshot in ranked[self._keep :]:
+            delete_weights(self.run.client, snapshot)
+            self._pruned.add(snapshot.model_id)
+
+
+def delete_weights(client: mlflow.MlflowClient, snapshot: Snapshot) -> None:
+    """Deletes a snapshot's logged model and its files; its run, with the scores, stays and says so."""
+    location = client.get_logged_model(snapshot.model_id).artifact_location
+    client.set_tag(snapshot.run_id, names.PRUNED, "true")
+    try:
+        get_artifact_repository(location).delete_artifacts()
+    except (NotImplementedError, MlflowException) as error:
+        logger.warning("the artifact store keeps the files of %s: %s", snapshot.model_id, error)
+    client.delete_logged_model(snapshot.model_id)
