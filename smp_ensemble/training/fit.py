@@ -169,6 +169,7 @@ def fit(
                 train_loader,
                 val_loader,
                 ckpt_path=str(resume_from) if resume_from else None,
+                weights_only=True,  # a checkpoint holds tensors and plain values: nothing in it is executed
             )
         except SystemExit as error:
             # Lightning answers Ctrl-C by leaving the process; the one who called decides that.
@@ -250,6 +251,7 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
         warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start.*")  # a frozen encoder is meant to be
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # Lightning's own, of torch
         try:
             yield
