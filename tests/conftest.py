@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: an MLflow store of their own, and networks and data small enough to train in a blink."""
+"""Fixtures that many tests share: an MLflow store of their own; networks and data small enough to train in a blink."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from hypothesis import settings
 
 from smp_ensemble.architectures import create_network
 from smp_ensemble.data.forms import DataSplits, load_data
 
 REPOSITORY = Path(__file__).parents[1]
 AERIAL = REPOSITORY.parent / "shared" / "data" / "aerial"
+
+settings.register_profile("smp_ensemble", deadline=None, max_examples=50)  # machines may be busy
+settings.load_profile("smp_ensemble")
 
 TINY_OPTIONS = {"encoder_depth": 3, "decoder_channels": [8, 8, 8]}
 
@@ -25,6 +29,7 @@ def tracking(tmp_path, monkeypatch):
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr("smp_ensemble.tracking.store.DELIVERY_SECONDS", 30.0)
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(uri)
     yield mlflow.MlflowClient()

@@ -98,15 +98,10 @@ def _copy_code(folder: Path) -> None:
         raise ConfigError("smp_ensemble is not installed: run `pip install -e .` in its folder") from error
     info = folder / f"smp_ensemble-{installed.version}.dist-info"
     info.mkdir()
-    for name in ("METADATA", "entry_points.txt"):
-        text = installed.read_text(name if name != "METADATA" else _metadata_name(installed.files))
-        if text is not None:
-            (info / name).write_text(text, encoding="utf-8")
-
-
-def _metadata_name(files: Sequence[Any] | None) -> str:
-    """`METADATA` of a wheel, `PKG-INFO` of a source tree."""
-    return "METADATA" if any(Path(str(file)).name == "METADATA" for file in files or ()) else "PKG-INFO"
+    # METADATA of a wheel, PKG-INFO of a source tree.
+    metadata = installed.read_text("METADATA") or installed.read_text("PKG-INFO") or ""
+    (info / "METADATA").write_text(metadata, encoding="utf-8")
+    (info / "entry_points.txt").write_text(installed.read_text("entry_points.txt") or "", encoding="utf-8")
 
 
 def complete(
@@ -189,7 +184,9 @@ def log_folder(
     complete(folder, model=model, signature=signature, metadata=metadata)
     client.log_model_artifacts(model_id, str(folder))
     client.finalize_logged_model(model_id, "READY")
-    client.log_outputs(run_id, [mlflow.entities.LoggedModelOutput(model_id, step)])
+    outputs = client.get_run(run_id).outputs
+    if model_id not in {output.model_id for output in (outputs.model_outputs if outputs else ())}:
+        client.log_outputs(run_id, [mlflow.entities.LoggedModelOutput(model_id, step)])  # a second time would raise
 
 
 def log_model(

@@ -1,0 +1,207 @@
+"""The flavor: plain files that load anywhere, verified, without pickle."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from smp_ensemble.data.normalization import imagenet
+from smp_ensemble.ensembling.ensemble import Ensemble
+from smp_ensemble.ensembling.member import Member
+from smp_ensemble.exceptions import ConfigError, IntegrityError
+from smp_ensemble.inference.engine import Engine
+from smp_ensemble.tracking.flavor import load_model, local_folder, log_model, register, save_model
+
+
+@pytest.fixture
+def ensemble(make_tiny_network):
+    members = [Member(make_tiny_network(seed), imagenet()) for seed in (1, 2)]
+    return Ensemble(members, mode="binary", weights=[1, 3], threshold=0.4, class_names=("background", "roof"))
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).integers(0, 256, (2, 21, 34, 3), dtype=np.uint8)
+
+
+def test_saved_and_loaded_is_the_same_ensemble(ensemble, tmp_path):
+    save_model(ensemble, tmp_path / "model")
+    loaded = load_model(str(tmp_path / "model"))
+    raw = torch.rand(1, 3, 16, 24) * 255
+    with torch.no_grad():
+        assert torch.equal(loaded(raw), ensemble(raw))
+    assert (loaded.weights, loaded.threshold, loaded.class_names) == ((1, 3), 0.4, ("background", "roof"))
+    with pytest.raises(ConfigError, match="exists already"):
+        save_model(ensemble, tmp_path / "model")
+
+
+def test_the_artifact_is_what_is_promised(ensemble, tmp_path):
+    save_model(ensemble, tmp_path / "model")
+    found = {path.relative_to(tmp_path / "model").as_posix() for path in (tmp_path / "model").rglob("*")}
+    for name in (
+        "MLmodel", "requirements.txt", "python_env.yaml", "ensemble.json", "code/smp_ensemble/__init__.py",
+        "members/00/config.json", "members/00/model.safetensors", "members/01/model.safetensors",
+    ):  # fmt: skip
+        assert name in found
+    assert not [name for name in found if name.endswith((".pkl", ".pickle", ".pt", ".pth", ".pyc"))]
+    spec = json.loads((tmp_path / "model" / "ensemble.json").read_text())
+    assert spec["combiner"] == "mean"
+    assert [len(member["sha256"]["model.safetensors"]) for member in spec["members"]] == [64, 64]
+
+
+def test_smp_opens_a_member_offline_bit_for_bit(ensemble, tmp_path):
+    save_model(ensemble, tmp_path / "model")
+    network = smp.from_pretrained(tmp_path / "model" / "members" / "01")
+    raw = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(network.eval()(raw), ensemble.members[1].network(raw))
+
+
+def test_pyfunc_answers_arrays_lists_and_bytes_alike(ensemble, images, tracking):
+    uri = log_model(ensemble, "roofs", registered_model_name="roofs")
+    assert uri.startswith("models:/m-")
+    register(uri, "roofs", alias="champion")
+    model = mlflow.pyfunc.load_model("models:/roofs@champion")
+    probabilities = Engine(ensemble)(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).cpu().numpy()
+    expected = (probabilities[:, 0] >= np.float32(0.4)).astype(np.uint8)
+
+    masks = model.predict(images)
+    assert (masks.dtype, masks.shape) == (np.uint8, (2, 21, 34))
+    assert np.array_equal(masks, expected)
+    got = model.predict(images, params={"kind": "probabilities"})
+    assert np.array_equal(got, probabilities)
+    mixed = model.predict([images[0], images[1][:, :20]])
+    assert np.array_equal(mixed[0], expected[0])
+    assert mixed[1].shape == (21, 20)
+
+    buffer = io.BytesIO()
+    Image.fromarray(images[0]).save(buffer, format="PNG")
+    for cell in (buffer.getvalue(), base64.b64encode(buffer.getvalue()).decode()):
+        answer = model.predict(pd.DataFrame({"image": [cell]}, index=[7]))
+        assert list(answer.index) == [7]
+        decoded = np.array(Image.open(io.BytesIO(base64.b64decode(answer["mask"][7]))))
+        assert np.array_equal(decoded, expected[0])
+
+
+@pytest.mark.parametrize(
+    ("data", "params", "message"),
+    [
+        (np.zeros((8, 8, 3), np.uint8), {}, r"add the batch axis, images\[None\]"),
+        (np.zeros((1, 8, 8, 4), np.uint8), {}, r"expected image 0 with 3 bands, shape \(H, W, 3\), got \(8, 8, 4\)"),
+        (np.zeros((1, 8, 8, 3), np.uint8), {"kind": "masks"}, "unknown kind 'masks': did you mean 'mask'"),
+        (np.zeros((1, 8, 8, 3), np.uint8), {"views": "d5"}, "unknown views 'd5'"),
+        (np.full((1, 8, 8, 3), np.nan), {}, "finite"),
+        ([], {}, "at least one image"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(ensemble, tmp_path, data, params, message):
+    save_model(ensemble, tmp_path / "model")
+    model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    with pytest.raises(MlflowException, match=message) as caught:
+        model.predict(data, params=params)
+    assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+
+
+@pytest.mark.parametrize("signature", ["arrays", "images"])
+def test_registries_that_demand_a_signature_get_one(ensemble, images, tmp_path, signature):
+    save_model(ensemble, tmp_path / "model", signature=signature)
+    model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    if signature == "arrays":
+        assert model.predict(images).shape == (2, 21, 34)
+        with pytest.raises(MlflowException, match="shape|type"):
+            model.predict(images.astype(np.float64))
+    else:
+        buffer = io.BytesIO()
+        Image.fromarray(images[0]).save(buffer, format="PNG")
+        assert list(model.predict(pd.DataFrame({"image": [buffer.getvalue()]}))) == ["mask"]
+        with pytest.raises(MlflowException, match="image"):
+            model.predict(pd.DataFrame({"picture": [b""]}))
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated", "missing"])
+@pytest.mark.parametrize("name", ["ensemble.json", "members/01/config.json", "members/00/model.safetensors"])
+def test_damage_is_named_and_never_loaded(ensemble, tmp_path, name, how):
+    save_model(ensemble, tmp_path / "model")
+    damage(tmp_path / "model" / name, how)
+    with pytest.raises(IntegrityError, match=name) as caught:
+        load_model(str(tmp_path / "model"))
+    assert "SHA-256" in str(caught.value)
+
+
+def test_a_model_that_is_not_there_is_one_line(tracking):
+    for uri in ("models:/nothing@champion", "models:/m-0123456789abcdef0123456789abcdef", "no/such/folder"):
+        with pytest.raises(ConfigError, match="cannot find the model") as caught:
+            load_model(uri)
+        assert "\n" not in str(caught.value)
+
+
+def test_another_flavor_is_refused(tmp_path):
+    from sklearn.dummy import DummyClassifier
+
+    mlflow.sklearn.save_model(
+        DummyClassifier(), tmp_path / "other", serialization_format="cloudpickle", pip_requirements=["scikit-learn"]
+    )
+    with pytest.raises(IntegrityError, match="expected the flavor 'smp_ensemble'"):
+        load_model(str(tmp_path / "other"))
+
+
+@pytest.mark.slow
+def test_loads_where_the_package_is_not_installed(ensemble, images, tmp_path):
+    """In a process that cannot see our package or its entry points but through the artifact."""
+    save_model(ensemble, tmp_path / "model")
+    np.save(tmp_path / "images.npy", images)
+    script = """
+import importlib.metadata, importlib.util, sys
+sys.meta_path = [finder for finder in sys.meta_path if "__editable__" not in repr(finder)]
+assert importlib.util.find_spec("smp_ensemble") is None, "the test needs a process without the package"
+import mlflow, numpy as np
+model = mlflow.pyfunc.load_model(sys.argv[1])
+masks = model.predict(np.load(sys.argv[2], allow_pickle=False))
+import smp_ensemble
+assert smp_ensemble.__file__.startswith(sys.argv[1]), smp_ensemble.__file__
+assert "lightning" not in sys.modules and "albumentations" not in sys.modules
+np.save(sys.argv[3], masks)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "model"), str(tmp_path / "images.npy"), str(tmp_path / "out.npy")],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "PYTHONPATH": ""},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    expected = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(images)
+    assert np.array_equal(np.load(tmp_path / "out.npy"), expected)
+
+
+def test_members_keep_their_sources_and_training_images(ensemble, tracking, track):
+    snapshots = track(0.5, 0.6)
+    uri = log_model(ensemble, members=snapshots, training_images=[["aa", "bb"], None])
+    folder = local_folder(uri)
+    spec = json.loads((folder / "ensemble.json").read_text())
+    assert [member["source"] for member in spec["members"]] == [snapshot.uri for snapshot in snapshots]
+    assert (folder / "members/00/training_images.txt").read_text() == "aa\nbb\n"
+    assert not (folder / "members/01/training_images.txt").exists()

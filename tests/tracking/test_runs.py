@@ -1,0 +1,90 @@
+"""Runs begin and end as they should, whoever opened them."""
+
+from __future__ import annotations
+
+import mlflow
+import pytest
+
+from smp_ensemble.exceptions import ConfigError
+from smp_ensemble.tracking import names
+from smp_ensemble.tracking.runs import experiment_id_of, fail_project_run, open_run, tracked_run
+from smp_ensemble.typing import DatasetReference
+
+
+def status(client, run_id):
+    return client.get_run(run_id).info.status
+
+
+def test_a_new_run_is_finished_or_failed_with_the_reason(tracking):
+    with tracked_run("training", experiment="mine", run_name="first") as run:
+        assert status(tracking, run.run_id) == "RUNNING"
+    found = tracking.get_run(run.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "first"
+    assert found.data.tags[names.KIND] == "training"
+    assert tracking.get_experiment(run.experiment_id).name == "mine"
+
+    with pytest.raises(ConfigError), tracked_run("training") as failed:
+        raise ConfigError("expected this, got that")
+    found = tracking.get_run(failed.run_id)
+    assert found.info.status == "FAILED"
+    assert found.data.tags[names.ERROR] == "ConfigError: expected this, got that"
+
+
+def test_the_run_of_mlflow_run_is_used_and_left_open(tracking, monkeypatch):
+    present = tracking.create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", present)
+    with tracked_run("training") as run:
+        assert run.run_id == present
+    assert status(tracking, present) == "RUNNING"  # `mlflow run` ends it
+    with pytest.raises(ConfigError, match="choose it by --experiment-name"):
+        open_run("training", experiment="another")
+
+
+def test_an_active_run_is_used(tracking):
+    with mlflow.start_run() as active, tracked_run("training") as run:
+        assert run.run_id == active.info.run_id
+    assert status(tracking, active.info.run_id) == "FINISHED"
+
+
+def test_a_child_is_a_run_of_its_own(tracking):
+    with tracked_run("training", experiment="mine") as parent, tracked_run("x", parent_run_id=parent.run_id) as child:
+        pass
+    tags = tracking.get_run(child.run_id).data.tags
+    assert tags[names.PARENT_RUN] == parent.run_id
+    assert child.experiment_id == parent.experiment_id
+
+
+def test_metrics_twice_are_metrics_once(tracking):
+    dataset = DatasetReference("aerial-val", "0123", "somewhere", 3)
+    with tracked_run("training") as run:
+        for _ in range(2):
+            run.log_dataset(dataset, "validation")
+            run.log_metrics({"val_iou": 0.5}, 7, dataset=dataset, timestamp=1000)
+            run.log_params({"lr": 0.1, "cycles": None})
+    (point,) = tracking.get_metric_history(run.run_id, "val_iou")
+    assert (point.value, point.step) == (0.5, 7)
+    found = tracking.get_run(run.run_id)
+    assert found.data.params == {"lr": "0.1", "cycles": ""}
+    (used,) = found.inputs.dataset_inputs
+    assert (used.dataset.name, used.tags[0].value) == ("aerial-val", "validation")
+
+
+def test_an_early_failure_ends_the_project_run(tracking, monkeypatch):
+    fail_project_run("nothing to end")
+    present = tracking.create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", present)
+    fail_project_run("no such folder")
+    assert status(tracking, present) == "FAILED"
+    assert tracking.get_run(present).data.tags[names.ERROR] == "no such folder"
+
+
+def test_experiments_by_name_environment_and_default(tracking, monkeypatch):
+    assert experiment_id_of(tracking, None) == "0"
+    made = experiment_id_of(tracking, "roofs")
+    assert experiment_id_of(tracking, "roofs") == made
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "roofs")
+    assert experiment_id_of(tracking, None) == made
+    tracking.delete_experiment(made)
+    with pytest.raises(ConfigError, match="experiment 'roofs' was deleted"):
+        experiment_id_of(tracking, "roofs")

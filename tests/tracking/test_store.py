@@ -1,0 +1,185 @@
+"""What a training leaves in MLflow."""
+
+from __future__ import annotations
+
+import threading
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+
+from smp_ensemble.data.normalization import imagenet
+from smp_ensemble.exceptions import NetworkError
+from smp_ensemble.tracking import names
+from smp_ensemble.tracking.flavor import load_model, local_folder
+from smp_ensemble.tracking.store import MlflowStore, log_snapshot
+
+
+def artifacts(client, run_id, folder=None):
+    return sorted(one.path for one in client.list_artifacts(run_id, folder))
+
+
+def test_each_snapshot_is_a_child_run_with_a_logged_model_and_linked_scores(tracking, make_record, tiny_splits):
+    with MlflowStore(run_name="roofs") as store:
+        for index, iou in ((1, 0.4), (2, 0.6)):
+            store.save_snapshot(make_record(index, iou=iou))
+        first, second = store.snapshots()
+
+    parent = tracking.get_run(store.run_id)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags[names.KIND] == "training"
+    children = tracking.search_runs(["0"], f"tags.`{names.PARENT_RUN}` = '{store.run_id}'")
+    assert {child.info.run_id for child in children} == {first.run_id, second.run_id}
+    assert {child.info.status for child in children} == {"FINISHED"}
+
+    run = tracking.get_run(second.run_id)
+    assert run.info.run_name == "roofs-snapshot-02"
+    assert run.data.tags[names.KIND] == "snapshot"
+    assert run.data.tags[names.MODEL_ID] == second.model_id
+    assert run.data.metrics == {"val_iou": 0.6, "val_loss": 0.4, "val_iou/building": 0.6}
+    assert run.data.params["trainer"] == "snapshot"
+    assert not run.inputs.model_inputs  # a snapshot is an output of its run, and of no run an input
+    assert [output.model_id for output in run.outputs.model_outputs] == [second.model_id]
+
+    model = tracking.get_logged_model(second.model_id)
+    assert model.status.name == "READY"
+    assert model.tags[names.KIND] == "snapshot"
+    assert model.params["cycle"] == "2"
+    reference = tiny_splits.val.reference()
+    assert {metric.key: metric.value for metric in model.metrics} == run.data.metrics
+    assert {(metric.dataset_name, metric.dataset_digest, metric.step) for metric in model.metrics} == {
+        (reference.name, reference.digest, 20)
+    }
+
+
+def test_what_is_stored_is_what_was_there_at_the_snapshot(tracking, make_record):
+    record = make_record()
+    images = torch.randint(0, 255, (2, 3, 16, 16)).float()
+    with torch.no_grad():
+        expected = record.network.eval()(imagenet()(images)).sigmoid()
+    with MlflowStore() as store:
+        store.save_snapshot(record)
+        with torch.no_grad():
+            for parameter in record.network.parameters():
+                parameter.zero_()  # training goes on
+        (snapshot,) = store.snapshots()
+    ensemble = load_model(snapshot.uri)
+    with torch.no_grad():
+        assert torch.equal(ensemble(images), expected)
+    assert ensemble.class_names == record.task.class_names
+
+
+def test_training_only_ever_writes_to_local_disk(tracking, make_record, monkeypatch):
+    """No call to the tracking server on the thread that trains."""
+    store = MlflowStore()
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    callers = set()
+    for name in ("log_batch", "create_run", "create_logged_model", "log_inputs", "set_tag", "update_run_info"):
+        original = getattr(SqlAlchemyStore, name)
+
+        def spy(self, *arguments, _original=original, **more):
+            callers.add(threading.current_thread().name)
+            return _original(self, *arguments, **more)
+
+        monkeypatch.setattr(SqlAlchemyStore, name, spy)
+    store.log_params({"lr": 0.1})
+    store.set_tags({"a": "b"})
+    store.log_metrics({"train_loss": 1.0}, 1)
+    store.save_snapshot(make_record())
+    store.snapshots()
+    store.close()
+    assert callers == {"smp-ensemble-courier"}
+
+
+def test_curves_files_and_the_spool_end_up_in_the_run(tracking, make_record, tmp_path):
+    (tmp_path / "figure.png").write_bytes(b"png")
+    with MlflowStore(spool=tmp_path / "spool") as store:
+        store.log_metrics({"train_loss": 2.0}, 5)
+        store.log_metrics({"train_loss": 1.0}, 10)
+        store.log_file(tmp_path / "figure.png", "figures")
+    history = tracking.get_metric_history(store.run_id, "train_loss")
+    assert [(point.step, point.value) for point in history] == [(5, 2.0), (10, 1.0)]
+    assert artifacts(tracking, store.run_id, "figures") == ["figures/figure.png"]
+    assert not (tmp_path / "spool" / store.run_id).exists()
+
+
+def test_each_snapshot_brings_its_overlays(tracking, make_record, tiny_splits):
+    images = [tiny_splits.val.read(index) for index in range(2)]
+    with MlflowStore(previews=images) as store:
+        store.save_snapshot(make_record(previews=[np.ones((32, 32), np.uint8)] * 2))
+        (snapshot,) = store.snapshots()
+    assert artifacts(tracking, store.run_id, "overlays") == ["overlays/snapshot-01.png"]
+    assert artifacts(tracking, snapshot.run_id) == ["snapshot-01.png"]
+
+
+def test_keep_prunes_weights_and_not_scores(tracking, make_record):
+    with MlflowStore(keep=2) as store:
+        for index, iou in enumerate((0.5, 0.3, 0.7, 0.6), 1):
+            store.save_snapshot(make_record(index, iou=iou))
+        kept = store.snapshots()
+    assert [snapshot.metrics["val_iou"] for snapshot in kept] == [0.7, 0.6]
+    children = tracking.search_runs(["0"], f"tags.`{names.PARENT_RUN}` = '{store.run_id}'")
+    assert sorted(child.data.metrics["val_iou"] for child in children) == [0.3, 0.5, 0.6, 0.7]
+    pruned = [child for child in children if child.data.tags.get(names.PRUNED) == "true"]
+    assert sorted(child.data.metrics["val_iou"] for child in pruned) == [0.3, 0.5]
+    weights = list(local_folder(kept[0].uri).parents[2].rglob("model.safetensors"))
+    assert len(weights) == 2
+
+
+def test_a_delivery_that_breaks_off_goes_on_and_does_nothing_twice(tracking, make_record, monkeypatch):
+    from smp_ensemble.tracking import delivery, spool
+
+    monkeypatch.setattr(spool, "FIRST_PAUSE", 0.01)
+    original, calls = delivery.log_folder, []
+
+    def breaks(*arguments, **more):
+        original(*arguments, **more)
+        calls.append(more["model_id"])
+        if len(calls) < 3:
+            raise ConnectionError("cut")
+
+    monkeypatch.setattr(delivery, "log_folder", breaks)
+    with MlflowStore() as store:
+        store.save_snapshot(make_record())
+        (snapshot,) = store.snapshots()
+    assert calls == [snapshot.model_id] * 3
+    assert len(tracking.search_runs(["0"], f"tags.`{names.KIND}` = 'snapshot'")) == 1
+    assert len(mlflow.search_logged_models(["0"], output_format="list")) == 1
+    assert len(tracking.get_metric_history(snapshot.run_id, "val_iou")) == 1
+    assert load_model(snapshot.uri) is not None
+
+
+def test_an_error_in_training_fails_the_run_with_the_reason(tracking, make_record):
+    with pytest.raises(RuntimeError), MlflowStore() as store:
+        store.save_snapshot(make_record())
+        raise RuntimeError("loss is NaN")
+    run = tracking.get_run(store.run_id)
+    assert run.info.status == "FAILED"
+    assert run.data.tags[names.ERROR] == "RuntimeError: loss is NaN"
+    assert len(tracking.search_runs(["0"], f"tags.`{names.KIND}` = 'snapshot'")) == 1  # finished work stays
+
+
+def test_a_plain_loop_logs_snapshots(tracking, make_tiny_network):
+    about = {"mode": "binary", "class_names": ("background", "roof"), "normalization": imagenet()}
+    with MlflowStore() as store:
+        for step in (10, 20):
+            log_snapshot(make_tiny_network(step), {"val_iou": step / 100}, step, store=store, **about)
+        found = store.snapshots()
+    assert [(one.step, one.metrics["val_iou"], one.params["cycle"]) for one in found] == [
+        (10, 0.1, "1"),
+        (20, 0.2, "2"),
+    ]
+    log_snapshot(make_tiny_network(), {"val_iou": 0.5}, 30, **about)  # without a store: delivered when it returns
+    runs = tracking.search_runs(["0"], f"tags.`{names.KIND}` = 'snapshot'")
+    assert len(runs) == 3
+
+
+def test_a_network_that_nobody_could_build_again_is_refused(tracking):
+    about = {"mode": "binary", "class_names": ("background", "roof"), "normalization": imagenet()}
+    store = MlflowStore()
+    with pytest.raises(NetworkError, match="expected one of smp's own networks"):
+        log_snapshot(torch.nn.Conv2d(3, 1, 1), {"val_iou": 0.5}, 1, store=store, **about)
+    assert store.snapshots() == []
+    store.close()
