@@ -5,14 +5,16 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import segmentation_models_pytorch as smp
 from torch import nn
 
 from smp_ensemble import registry
 from smp_ensemble.exceptions import ConfigError, NetworkError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 GROUP = "smp_ensemble.architectures"
 DEFAULT_STRIDE = 32
@@ -111,7 +113,11 @@ def create_network(
 
 def _from_plugin(arch: str, options: Mapping[str, Any]) -> nn.Module:
     factory = registry.load(GROUP, arch)
-    network = factory(**options)
+    try:
+        network = factory(**options)
+    except (TypeError, ValueError, KeyError) as error:
+        given = json.dumps(dict(options), default=str)
+        raise ConfigError(f"cannot build '{arch}' from {given}: {' '.join(str(error).split())}") from error
     if not isinstance(network, nn.Module):
         raise ConfigError(f"architecture '{arch}' must build a torch.nn.Module, got {type(network).__name__}")
     setattr(network, _PLUGIN_KEY, {_PLUGIN_KEY: arch, **options, "encoder_weights": None})
@@ -136,10 +142,9 @@ def check_network(network: nn.Module) -> None:
     if getattr(network, "classification_head", None) is not None:
         raise NetworkError(_refusal("aux_params"))
     head = getattr(network, "segmentation_head", None)
-    if isinstance(head, nn.Sequential) and len(head):
-        last = head[-1]
-        if not isinstance(getattr(last, "activation", nn.Identity()), nn.Identity):
-            raise NetworkError(_refusal("activation"))
+    last = head[-1] if isinstance(head, nn.Sequential) and len(head) else getattr(head, "activation", None)
+    if not isinstance(getattr(last, "activation", nn.Identity()), nn.Identity):
+        raise NetworkError(_refusal("activation"))
 
 
 def _arguments(network: Any) -> Mapping[str, Any]:

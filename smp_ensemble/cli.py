@@ -6,16 +6,19 @@ import argparse
 import importlib
 import json
 import logging
+import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from smp_ensemble import registry
 from smp_ensemble.exceptions import ConfigError, InputError, SmpEnsembleError
 from smp_ensemble.workflows import options as workflow_options
 from smp_ensemble.workflows.results import Report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -120,7 +123,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def default_text(known: Field[Any]) -> str:
     """An option's default as one would type it; empty where there is none."""
-    default = known.default_factory() if known.default is MISSING and known.default_factory is not MISSING else known.default
+    default = known.default
+    if known.default_factory is not MISSING:
+        default = known.default_factory()
     if default is None or default == "":
         return ""
     if isinstance(default, bool):
@@ -171,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("smp_ensemble").setLevel(logging.INFO)
     try:
         report = run(arguments)
     except KeyboardInterrupt:
@@ -185,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 (the last line of defence: one line for people, --debug for the rest)
         _fail(f"{type(error).__name__}: {error} (--debug shows where)", arguments)
         return FAILED
-    print(json.dumps(report.values, indent=2, default=str) if "--json" in arguments else report.text())
+    print(report.json() if "--json" in arguments else report.text())
     return 0
 
 
@@ -195,9 +201,10 @@ def _fail(message: str, arguments: Sequence[str]) -> None:
         traceback.print_exc()
     line = " ".join(message.split())
     print(f"error: {line}", file=sys.stderr)
-    from smp_ensemble.tracking.runs import fail_project_run
+    if os.environ.get("MLFLOW_RUN_ID"):  # importing MLflow takes seconds: a typing error should not
+        from smp_ensemble.tracking.runs import fail_project_run
 
-    fail_project_run(line)
+        fail_project_run(line)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from importlib.metadata import EntryPoint, distributions
+from typing import TYPE_CHECKING, Any
 
 from smp_ensemble.exceptions import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 GROUPS = (
     "smp_ensemble.trainers",
@@ -19,10 +21,17 @@ GROUPS = (
 
 
 def _found(group: str) -> dict[str, list[EntryPoint]]:
-    by_name: dict[str, list[EntryPoint]] = {}
-    for point in entry_points(group=group):
-        by_name.setdefault(point.name, []).append(point)
-    return by_name
+    """Entry points by name, one for each distribution that claims the name.
+
+    A model's artifact brings our own entry points along, and MLflow puts it first on the path: of several copies of one
+    distribution the last, the installed one, counts, and a name that only one copy has is known all the same.
+    """
+    by_name: dict[str, dict[str, EntryPoint]] = {}
+    for distribution in distributions():
+        for point in distribution.entry_points:
+            if point.group == group:
+                by_name.setdefault(point.name, {})[distribution.name] = point
+    return {name: list(points.values()) for name, points in by_name.items()}
 
 
 def names(group: str) -> list[str]:

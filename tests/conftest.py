@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import sqlite3
 from pathlib import Path
 
 import mlflow
 import pytest
 import torch
 from hypothesis import settings
+
+from tiny import DATA, OPTIONS
 
 from smp_ensemble.architectures import create_network
 from smp_ensemble.data.forms import DataSplits, load_data
@@ -17,13 +22,23 @@ AERIAL = REPOSITORY.parent / "shared" / "data" / "aerial"
 
 settings.register_profile("smp_ensemble", deadline=None, max_examples=50)  # machines may be busy
 settings.load_profile("smp_ensemble")
+torch.set_num_threads(1)  # networks are tiny: on a busy machine threads mostly wait for each other
 
-TINY_OPTIONS = {"encoder_depth": 3, "decoder_channels": [8, 8, 8]}
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """A sqlite store as MLflow makes it, which takes seconds: made once and copied."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path.as_posix()}").search_experiments()
+    return path
 
 
 @pytest.fixture
-def tracking(tmp_path, monkeypatch):
+def tracking(tmp_path, monkeypatch, empty_store):
     """A fresh sqlite store in `tmp_path`, which is the working folder too."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        database.execute("UPDATE experiments SET artifact_location = ?", [(tmp_path / "mlruns" / "0").as_uri()])
     uri = f"sqlite:///{(tmp_path / 'mlflow.db').as_posix()}"
     monkeypatch.chdir(tmp_path)
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
@@ -38,8 +53,8 @@ def tracking(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def tiny_splits() -> DataSplits:
-    """24 synthetic binary scenes of 32x32."""
-    return load_data("synthetic:count=24,size=32")
+    """24 synthetic binary scenes of 64x64; each split holds buildings."""
+    return load_data(DATA[1])
 
 
 @pytest.fixture
@@ -48,6 +63,6 @@ def make_tiny_network():
 
     def make(seed: int = 0, num_outputs: int = 1, **options):
         torch.manual_seed(seed)
-        return create_network("unet", num_outputs=num_outputs, model_options={**TINY_OPTIONS, **options})
+        return create_network("unet", num_outputs=num_outputs, model_options={**OPTIONS, **options})
 
     return make

@@ -24,8 +24,8 @@ EPSILON = 1e-6
 class Normalization(nn.Module):
     """`(x / maximum - mean) / std` per band; `per-image` takes mean and std from each image instead.
 
-    Statistics are buffers, so they travel with the weights and into exports. In `per-image` mode the statistics are of
-    what comes in: padding that was added before belongs to the image.
+    Statistics are buffers, so they move with the network to its device and into exports. In `per-image` mode the
+    statistics are of what comes in: padding that was added before belongs to the image.
 
     Attributes:
         kind: One of `KINDS`; says where the numbers came from.
@@ -44,8 +44,12 @@ class Normalization(nn.Module):
             raise ConfigError(f"unknown normalization '{kind}': {nearest(kind, KINDS)}")
         if len(mean) != len(std) or not mean:
             raise ConfigError(f"normalization needs one mean and one std for each band, got {len(mean)} and {len(std)}")
-        if min(std) <= 0 or maximum <= 0:
-            raise ConfigError(f"normalization needs std and maximum above 0, got std={list(std)}, maximum={maximum}")
+        numbers = torch.tensor([*mean, *std, maximum], dtype=torch.float32)  # as they will be computed with
+        if not numbers.isfinite().all() or numbers[len(mean) :].min() <= 0:
+            raise ConfigError(
+                "normalization needs finite numbers, std and maximum above 0, "
+                f"got mean={list(mean)}, std={list(std)}, maximum={maximum}"
+            )
         self.kind = kind
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
@@ -90,13 +94,14 @@ class Normalization(nn.Module):
             ConfigError: A key is missing or is not a number.
         """
         try:
+            kind, maximum = str(values["kind"]), float(values["maximum"])
             mean = [float(value) for value in values["mean"]]
             std = [float(value) for value in values["std"]]
-            return cls(str(values["kind"]), mean, std, float(values["maximum"]))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ConfigError(
                 f"expected a normalization with kind, mean, std and maximum, got {dict(values)!r}"
             ) from error
+        return cls(kind, mean, std, maximum)
 
 
 def imagenet(in_channels: int = 3, maximum: float = 255.0) -> Normalization:

@@ -3,62 +3,42 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from smp_ensemble.data.normalization import Normalization
 from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.member import CONFIG_FILE, WEIGHTS_FILE, Member, load_network, save_network
-from smp_ensemble.exceptions import ConfigError, IntegrityError
-from smp_ensemble.typing import Mode, Task
+from smp_ensemble.ensembling.spec import (
+    ENSEMBLE_FILE,
+    TRAINING_IMAGES_FILE,
+    EnsembleSpec,
+    MemberEntry,
+    read_spec,
+    write_spec,
+)
+from smp_ensemble.exceptions import ConfigError, IntegrityError, NetworkError
 
-FORMAT = 1
-ENSEMBLE_FILE = "ensemble.json"
-TRAINING_IMAGES_FILE = "training_images.txt"
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
+    from torch import nn
 
-@dataclass(frozen=True)
-class MemberEntry:
-    """One member as `ensemble.json` lists it.
-
-    Attributes:
-        folder: Relative to the artifact, `members/00`.
-        source: The tracked snapshot it came from, `models:/m-...`; empty for one that is not tracked yet.
-        weight: In the combination; scale-free.
-        normalization: As `Normalization.to_dict` gives it.
-        sha256: Of each of its files, by name.
-    """
-
-    folder: str
-    source: str
-    weight: float
-    normalization: Mapping[str, Any]
-    sha256: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class EnsembleSpec:
-    """The content of `ensemble.json`: everything about an ensemble but its weights."""
-
-    mode: Mode
-    class_names: tuple[str, ...]
-    in_channels: int
-    members: tuple[MemberEntry, ...]
-    combiner: str = "mean"
-    views: tuple[str, ...] = ("none",)
-    temperature: float = 1.0
-    threshold: float = 0.5
-    postprocess: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def task(self) -> Task:
-        """Mode, class names and bands."""
-        return Task(self.mode, self.class_names, self.in_channels)
+__all__ = [
+    "ENSEMBLE_FILE",
+    "TRAINING_IMAGES_FILE",
+    "EnsembleSpec",
+    "MemberEntry",
+    "file_sha256",
+    "load_ensemble",
+    "load_member",
+    "read_spec",
+    "save_ensemble",
+    "training_images",
+    "verify",
+    "write_member",
+    "write_spec",
+]
 
 
 def file_sha256(path: Path) -> str:
@@ -100,32 +80,6 @@ def write_member(
     )
 
 
-def write_spec(spec: EnsembleSpec, folder: Path) -> None:
-    """Writes `ensemble.json`."""
-    content = {
-        "format": FORMAT,
-        "mode": spec.mode,
-        "class_names": list(spec.class_names),
-        "in_channels": spec.in_channels,
-        "combiner": spec.combiner,
-        "views": list(spec.views),
-        "temperature": spec.temperature,
-        "threshold": spec.threshold,
-        "postprocess": dict(spec.postprocess),
-        "members": [
-            {
-                "folder": member.folder,
-                "source": member.source,
-                "weight": member.weight,
-                "normalization": dict(member.normalization),
-                "sha256": dict(member.sha256),
-            }
-            for member in spec.members
-        ],
-    }
-    (folder / ENSEMBLE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
-
-
 def save_ensemble(
     ensemble: Ensemble,
     folder: Path,
@@ -143,17 +97,23 @@ def save_ensemble(
 
     Raises:
         ConfigError: The ensemble lacks class names, or a member is not a `Member`.
+        NetworkError: A member cannot be built again from a configuration, or members take different bands.
     """
     if not ensemble.class_names:
         raise ConfigError("an ensemble that is saved needs class_names: Ensemble(..., class_names=[...])")
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
-    in_channels = 0
+    in_channels: int | None = None
     for index, (member, weight) in enumerate(zip(ensemble.members, ensemble.weights, strict=True)):
         if not isinstance(member, Member):
             raise ConfigError(
                 f"member {index} is a {type(member).__name__}: wrap it as Member(network, normalization), "
                 "so that its input's normalisation is saved with it"
+            )
+        if in_channels not in {None, member.normalization.in_channels}:
+            raise NetworkError(
+                f"members must agree in bands: member 0 takes {in_channels}, "
+                f"member {index} {member.normalization.in_channels}"
             )
         in_channels = member.normalization.in_channels
         entries.append(
@@ -167,6 +127,7 @@ def save_ensemble(
                 training_images=training_images[index] if training_images else None,
             )
         )
+    assert in_channels is not None  # an ensemble has a member
     spec = EnsembleSpec(
         ensemble.mode,
         ensemble.class_names,
@@ -181,54 +142,6 @@ def save_ensemble(
     return spec
 
 
-def read_spec(folder: Path) -> EnsembleSpec:
-    """Reads `ensemble.json`; nothing in it is executed, and no path in it leaves the folder.
-
-    Raises:
-        IntegrityError: The file is missing, is not JSON, or does not hold what this version writes.
-    """
-    path = folder / ENSEMBLE_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise IntegrityError(f"expected {ENSEMBLE_FILE} in {folder}, found none: not an smp_ensemble model") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise IntegrityError(f"cannot read {path}: {error}") from error
-    try:
-        if content["format"] != FORMAT:
-            raise IntegrityError(
-                f"{path} has format {content['format']!r}, this version reads {FORMAT}: update smp_ensemble"
-            )
-        return EnsembleSpec(
-            mode=content["mode"],
-            class_names=tuple(str(name) for name in content["class_names"]),
-            in_channels=int(content["in_channels"]),
-            members=tuple(_read_entry(entry) for entry in content["members"]),
-            combiner=str(content["combiner"]),
-            views=tuple(str(view) for view in content["views"]),
-            temperature=float(content["temperature"]),
-            threshold=float(content["threshold"]),
-            postprocess=dict(content.get("postprocess") or {}),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise IntegrityError(f"{path} does not hold what it should: {type(error).__name__} {error}") from error
-
-
-def _read_entry(entry: Mapping[str, Any]) -> MemberEntry:
-    relative = PurePosixPath(str(entry["folder"]))
-    if relative.is_absolute() or ".." in relative.parts or "\\" in str(relative) or ":" in str(relative):
-        raise IntegrityError(f"{ENSEMBLE_FILE} names the folder '{relative}', which leaves the artifact: refused")
-    sha256 = {str(name): str(digest) for name, digest in entry["sha256"].items()}
-    allowed = {CONFIG_FILE, WEIGHTS_FILE, TRAINING_IMAGES_FILE}
-    if not {CONFIG_FILE, WEIGHTS_FILE} <= set(sha256) <= allowed:
-        raise IntegrityError(
-            f"{ENSEMBLE_FILE} lists the files {sorted(sha256)} for '{relative}', expected {sorted(allowed)}"
-        )
-    return MemberEntry(
-        str(relative), str(entry.get("source", "")), float(entry["weight"]), dict(entry["normalization"]), sha256
-    )
-
-
 def verify(spec: EnsembleSpec, folder: Path) -> None:
     """Compares every member file with its SHA-256.
 
@@ -237,12 +150,13 @@ def verify(spec: EnsembleSpec, folder: Path) -> None:
     """
     for member in spec.members:
         for name, expected in member.sha256.items():
-            path = folder / member.folder / name
-            if path.is_symlink():
-                raise IntegrityError(f"{path} is a symbolic link: refused, an artifact holds plain files")
-            if not path.is_file():
-                raise IntegrityError(f"{path} is missing: expected a file with SHA-256 {expected}")
-            found = file_sha256(path)
+            path = folder.resolve() / member.folder / name
+            if path.resolve() != path:
+                found = f"a symbolic link to {path.resolve()}"
+            elif not path.is_file():
+                found = "no file"
+            else:
+                found = file_sha256(path)
             if found != expected:
                 raise IntegrityError(f"{path} was changed: expected SHA-256 {expected}, found {found}")
 

@@ -8,6 +8,8 @@ from smp_ensemble import registry
 from smp_ensemble.exceptions import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from smp_ensemble.typing import Combiner
@@ -55,11 +57,11 @@ class Mean:
         return self._sum / self._weight
 
 
-def make_combiner(name: str) -> Combiner:
-    """A fresh combiner by name.
+def combiner_factory(name: str) -> Callable[[], Combiner]:
+    """What makes a fresh combiner, by name.
 
     Raises:
         ConfigError: Unknown name.
     """
-    combiner: Combiner = registry.load(GROUP, name)()
-    return combiner
+    factory: Callable[[], Combiner] = registry.load(GROUP, name)
+    return factory

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from smp_ensemble.architectures import check_network
-from smp_ensemble.ensembling.combiners import make_combiner
+from smp_ensemble.ensembling.combiners import combiner_factory
 from smp_ensemble.ensembling.temperature import apply_temperature
 from smp_ensemble.exceptions import ConfigError, NetworkError
 from smp_ensemble.registry import nearest
@@ -84,16 +85,16 @@ class Ensemble(nn.Module):
         weights = [1.0] * len(members) if weights is None else [float(weight) for weight in weights]
         if len(weights) != len(members):
             raise ConfigError(f"expected one weight for each of {len(members)} members, got {len(weights)}")
-        if min(weights) < 0 or sum(weights) <= 0:
-            raise ConfigError(f"weights must not be negative, and one must be above 0, got {weights}")
-        if not temperature > 0:
-            raise ConfigError(f"temperature must be above 0, got {temperature}")
+        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+            raise ConfigError(f"weights must be finite and not negative, and one above 0, got {weights}")
+        if not 0 < temperature < math.inf:
+            raise ConfigError(f"temperature must be a finite number above 0, got {temperature}")
         if not 0 < threshold < 1:
             raise ConfigError(f"threshold must lie between 0 and 1, got {threshold}")
-        make_combiner(combiner)  # an unknown name is an error now, not at the first image
         self.members = nn.ModuleList(members)
         self.mode = mode
         self.combiner = combiner
+        self._new_combiner = combiner_factory(combiner)
         self.weights = tuple(weights)
         self.views = check_views(views)
         self.temperature = float(temperature)
@@ -101,29 +102,49 @@ class Ensemble(nn.Module):
         self.class_names = tuple(class_names)
         self.eval()
 
-    def probabilities_of(self, logits: Tensor) -> Tensor:
-        """Probabilities `(N, K, H, W)`, float32, of one member's logits."""
+    def probabilities_of(self, member: nn.Module, images: Tensor) -> Tensor:
+        """Probabilities `(N, K, H, W)`, float32, that one member gives for raw images `(N, C, H, W)`.
+
+        Raises:
+            NetworkError: It gives anything but logits of that shape.
+        """
+        logits = member(images)
         if not isinstance(logits, Tensor):
             raise NetworkError(f"a member must give one tensor of logits, got {type(logits).__name__}")
+        outputs = 1 if self.mode == "binary" else len(self.class_names) or logits.shape[1]
+        expected = (len(images), outputs, *images.shape[2:])
+        if logits.shape != expected:
+            raise NetworkError(
+                f"a member must give logits of shape {expected} for images {tuple(images.shape)} in {self.mode} mode, "
+                f"got {tuple(logits.shape)}: other number of classes, or a decoder that scales its output?"
+            )
         logits = logits.float()
         return logits.softmax(dim=1) if self.mode == "multiclass" else logits.sigmoid()
 
     def member_probabilities(self, images: Tensor) -> Iterator[Tensor]:
         """Each member's probabilities `(N, K, H, W)` in turn; hold on to one at a time to keep memory constant."""
         for member in self.members:
-            yield self.probabilities_of(member(images))
+            yield self.probabilities_of(member, images)
 
     def combine(self, probabilities: Iterator[Tensor]) -> Tensor:
         """Combined probabilities `(N, K, H, W)` from a stream of the members', in the order of the members."""
-        combiner = make_combiner(self.combiner)
+        combiner = self._new_combiner()
+        largest = max(self.weights)  # weights are scale-free, float32 sums are not
         shape: torch.Size | None = None
-        for index, (one, weight) in enumerate(zip(probabilities, self.weights, strict=True)):
+        # Neither zip nor a name may keep one member's probabilities while the next member runs.
+        for index, weight in enumerate(self.weights):
+            one = next(probabilities, None)
+            if one is None:
+                raise ConfigError(f"expected probabilities of {len(self.weights)} members, got {index}")
             if shape is not None and one.shape != shape:
                 raise NetworkError(
                     f"members must agree in shape: member 0 gives {tuple(shape)}, member {index} {tuple(one.shape)}"
                 )
             shape = one.shape
-            combiner.update(one, weight)
+            combiner.update(one, weight / largest)
+            del one
+        if next(probabilities, None) is not None:
+            raise ConfigError(f"expected probabilities of {len(self.weights)} members, got more")
         return apply_temperature(combiner.compute(), self.temperature, self.mode)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -53,14 +54,14 @@ def save_network(network: nn.Module, folder: Path) -> None:
     """
     config = network_config(network)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    # Clones: tensors that share storage are written twice rather than refused; the file stays loadable by name.
-    seen: set[int] = set()
-    tensors = {}
-    for name, tensor in network.state_dict().items():
-        shared = tensor.data_ptr() in seen
-        seen.add(tensor.data_ptr())
-        tensors[name] = tensor.detach().clone() if shared else tensor.detach().contiguous()
+    (folder / CONFIG_FILE).write_text(
+        json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n"
+    )
+    # Contiguous copies: tensors that share storage are written twice rather than refused.
+    tensors = {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format)
+        for name, tensor in network.state_dict().items()
+    }
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 

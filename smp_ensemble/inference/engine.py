@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
     import numpy as np
     import numpy.typing as npt
+    from torch import nn
 
     from smp_ensemble.ensembling.ensemble import Ensemble
 
 MAX_BATCH_PIXELS = 16 * 512 * 512
-"""Pixels that run through a member at once; larger batches are cut, which changes no result in fp32."""
+"""Pixels that run through a member at once; larger batches are cut, which changes fp32 results by rounding at most."""
 
 
 class Engine:
@@ -45,9 +46,7 @@ class Engine:
         torch.Size([2, 1, 45, 70])
     """
 
-    def __init__(
-        self, ensemble: Ensemble, device: torch.device | str | None = None, precision: str = "auto"
-    ) -> None:
+    def __init__(self, ensemble: Ensemble, device: torch.device | str | None = None, precision: str = "auto") -> None:
         self.device = choose_device("auto") if device is None else torch.device(device)
         self.precision = resolve_precision(precision, self.device)
         self.ensemble = ensemble.to(device=self.device).to(memory_format=torch.channels_last).eval()
@@ -75,7 +74,7 @@ class Engine:
         if images.ndim != 4 or not images.numel():
             raise ConfigError(f"expected a batch of images of shape (N, C, H, W), got {tuple(images.shape)}")
         size = max(1, MAX_BATCH_PIXELS // (images.shape[2] * images.shape[3]))
-        return images.split(size)
+        return torch.split(images, size)
 
     def member_probabilities(self, images: Tensor) -> Iterator[Tensor]:
         """Each member's probabilities `(N, K, H, W)` in turn."""
@@ -86,14 +85,13 @@ class Engine:
             if any(padding):
                 raw = F.pad(raw, padding, mode="replicate")
             raw = raw.contiguous(memory_format=torch.channels_last)
-        members = iter(self.ensemble.members)
-        for member in members:
-            # The context is left before each yield: what the caller does in between runs as the caller set it up.
-            with torch.inference_mode(), torch.autocast(
-                self.device.type, self._dtype, enabled=self._dtype is not None
-            ):
-                probabilities = self.ensemble.probabilities_of(member(raw))
-            yield probabilities[..., :height, :width]
+        for member in self.ensemble.members:
+            # No name here: one would keep these probabilities alive while the next member runs.
+            yield self._probabilities_of(member, raw)[..., :height, :width]
+
+    def _probabilities_of(self, member: nn.Module, raw: Tensor) -> Tensor:
+        with torch.inference_mode(), torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
+            return self.ensemble.probabilities_of(member, raw)
 
     def predict(self, images: Sequence[npt.NDArray[np.generic]]) -> list[npt.NDArray[np.float32]]:
         """Probabilities `(K, H, W)` for each of `images` `(H, W, C)`; images of one size run together.

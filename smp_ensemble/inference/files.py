@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
+from smp_ensemble.data.images import IMAGE_SUFFIXES
 from smp_ensemble.exceptions import DataError, InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy.typing as npt
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 CSV_COLUMNS = ("image", "name")
 
 
@@ -36,7 +39,8 @@ class InputImage:
 def find_images(spec: str) -> list[InputImage]:
     """The images that a folder (with its subfolders), a glob, a file or a CSV names, sorted by name but for a CSV.
 
-    A CSV needs a header with a column `image` or `name`; paths are relative to it, or to `images/` beside it.
+    A CSV needs a header with a column `image` or `name`; paths are relative to it, or to `images/` beside it,
+    and may leave out the ending.
 
     Raises:
         DataError: Nothing there, or a CSV without such a column.
@@ -57,24 +61,34 @@ def find_images(spec: str) -> list[InputImage]:
     if not images:
         raise DataError(
             f"no images found at '{spec}': expected an image, a folder, a glob such as 'images/*.png', or a CSV "
-            f"({', '.join(sorted(IMAGE_SUFFIXES))})"
+            f"({', '.join(IMAGE_SUFFIXES)})"
         )
     return sorted(images, key=lambda image: image.name)
 
 
 def _from_csv(path: Path) -> list[InputImage]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        column = next((known for known in CSV_COLUMNS if known in (rows.fieldnames or ())), None)
-        if column is None:
-            raise DataError(f"expected a column {' or '.join(CSV_COLUMNS)} in {path}, got {rows.fieldnames}")
-        names = [str(row[column]) for row in rows]
+    separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    try:  # pandas: the csv module limits the length of a field, and run lengths are long
+        table = pd.read_csv(
+            path, sep=separator, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    column = next((known for known in CSV_COLUMNS if known in table.columns), None)
+    if column is None:
+        raise DataError(f"expected a column {' or '.join(CSV_COLUMNS)} in {path}, got {', '.join(table.columns)}")
+    names = dict.fromkeys(table[column].fillna("").tolist())  # a list may name an image once for each of its objects
+    if "" in names:
+        raise DataError(f"expected a path in every row of {path}, column '{column}', got an empty one")
     if not names:
         raise DataError(f"{path} names no images")
-    beside = path.parent / "images"
-    return [
-        InputImage(name, path.parent / name if (path.parent / name).is_file() else beside / name) for name in names
-    ]
+    return [InputImage(name, _beside(path.parent, name)) for name in names]
+
+
+def _beside(folder: Path, name: str) -> Path:
+    """The image that a CSV in `folder` names, perhaps without its ending; where there is none, where it should be."""
+    places = [folder / f"{part}{name}{ending}" for part in ("", "images/") for ending in ("", *IMAGE_SUFFIXES)]
+    return next((place for place in places if place.is_file()), folder / "images" / name)
 
 
 class FileWriter:
@@ -83,9 +97,13 @@ class FileWriter:
     Args:
         output: The folder; for `rle` also a `.csv` file. Created.
         kind: `mask`, `probabilities`, `overlay` or `rle`.
+        images: All that will be written.
+
+    Raises:
+        InputError: The output is in the way, or two images would be written to one file.
     """
 
-    def __init__(self, output: Path, kind: str) -> None:
+    def __init__(self, output: Path, kind: str, images: Iterable[InputImage]) -> None:
         if output.suffix.lower() == ".csv" and kind != "rle":
             raise InputError(f"output '{output}' is a CSV, which only kind=rle writes: name a folder")
         self._kind = kind
@@ -94,14 +112,33 @@ class FileWriter:
         self.folder = output.parent if output.suffix.lower() == ".csv" else output
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"output '{output}' is a file: name a folder")
+        self._targets = self._plan(images) if kind != "rle" else {}
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _plan(self, images: Iterable[InputImage]) -> dict[InputImage, Path]:
+        """The file of each image: always below the folder, its own, and never an image's."""
+        suffix = ".npy" if self._kind == "probabilities" else ".png"
+        images = list(images)
+        sources = {image.path.resolve() for image in images}
+        taken: dict[Path, InputImage] = {}
+        for image in images:
+            name = Path(image.name)
+            inside = Path(*[part for part in name.parts if part not in {name.anchor, ".."}])
+            stem = inside.stem if inside.suffix.lower() in IMAGE_SUFFIXES else inside.name
+            path = self.folder / inside.with_name(f"{stem}{suffix}")
+            if path.resolve() in sources:
+                raise InputError(f"{path} is an image to predict and would be overwritten: choose another output")
+            other = taken.setdefault(path, image)
+            if other != image:
+                raise InputError(f"'{other.name}' and '{image.name}' would both be written to {path}: rename one")
+        return {image: path for path, image in taken.items()}
 
     def write(self, image: InputImage, result: Any) -> None:
         """Keeps one result of `payload.render`."""
         if self._kind == "rle":
             self._rows.append((image.name, result))
             return
-        path = self.folder / Path(image.name).with_suffix(".npy" if self._kind == "probabilities" else ".png")
+        path = self._targets[image]
         path.parent.mkdir(parents=True, exist_ok=True)
         if self._kind == "probabilities":
             np.save(path, result, allow_pickle=False)
@@ -118,7 +155,7 @@ class FileWriter:
         return write_csv(self._table, ("name", "mask"), self._rows)
 
 
-def write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[str, str]]) -> Path:
+def write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple[str, str]]) -> Path:
     """Writes a CSV whole or not at all."""
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("w", encoding="utf-8", newline="") as file:

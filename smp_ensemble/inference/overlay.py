@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,20 +25,22 @@ PALETTE = np.array(
 
 def colour(index: int) -> npt.NDArray[np.uint8]:
     """The RGB colour of a class; colours repeat after the palette's end."""
-    return PALETTE[index % len(PALETTE)]
+    chosen: npt.NDArray[np.uint8] = PALETTE[index % len(PALETTE)]
+    return chosen
 
 
-def to_rgb(image: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+def to_rgb(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """An image `(H, W, C)` of any bands and type as uint8 RGB: its first three bands, or its only one as grey."""
-    bands = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
+    bands: npt.NDArray[Any] = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
     if bands.dtype == np.uint8:
         return bands
     low, high = np.percentile(bands, (2, 98))
-    return (255 * np.clip((bands - low) / max(float(high - low), 1e-6), 0, 1)).astype(np.uint8)
+    stretched: npt.NDArray[Any] = 255 * np.clip((bands - low) / max(float(high - low), 1e-6), 0, 1)
+    return stretched.astype(np.uint8)
 
 
 def draw_overlay(
-    image: npt.NDArray[np.generic], mask: npt.NDArray[np.uint8], mode: Mode, opacity: float = 0.45
+    image: npt.NDArray[Any], mask: npt.NDArray[np.uint8], mode: Mode, opacity: float = 0.45
 ) -> npt.NDArray[np.uint8]:
     """The image with the mask's classes in colour over it.
 

@@ -69,7 +69,7 @@ def answer(engine: Engine, data: Any, params: Mapping[str, Any]) -> Any:
             raise InputError(f"unknown param '{name}': {nearest(name, PARAMS)}")
     kind = check_kind(str(params.get("kind", DEFAULT_KIND)))
     check_views([str(params.get("views") or "none")])
-    images = read_images(data)
+    images = read_images(data, engine.in_channels)
     ensemble = engine.ensemble
     results = [
         render(ensemble, image, probabilities, kind)
@@ -83,8 +83,12 @@ def answer(engine: Engine, data: Any, params: Mapping[str, Any]) -> Any:
     return results
 
 
-def read_images(data: Any) -> list[npt.NDArray[np.generic]]:
+def read_images(data: Any, bands: int | None = None) -> list[npt.NDArray[np.generic]]:
     """Images `(H, W, C)` from an array, a list of arrays, or a DataFrame of bytes.
+
+    Args:
+        data: What was handed in.
+        bands: C, the number of bands that the model takes; None: any.
 
     Raises:
         InputError: Wrong shape, type or value, broken image bytes, or nothing at all.
@@ -109,14 +113,17 @@ def read_images(data: Any) -> list[npt.NDArray[np.generic]]:
     if not images:
         raise InputError("expected at least one image, got none")
     for index, image in enumerate(images):
-        _check_image(image, index)
+        _check_image(image, index, bands)
     return images
 
 
-def _check_image(image: Any, index: int) -> None:
+def _check_image(image: Any, index: int, bands: int | None) -> None:
     if not isinstance(image, np.ndarray) or image.ndim != 3 or 0 in image.shape:
         shape = image.shape if isinstance(image, np.ndarray) else type(image).__name__
         raise InputError(f"expected image {index} as an array of shape (H, W, C), got {shape}")
+    if bands is not None and image.shape[-1] != bands:
+        hint = ": channels come last" if image.shape[0] == bands else ""
+        raise InputError(f"expected image {index} with {bands} bands, shape (H, W, {bands}), got {image.shape}{hint}")
     if image.dtype.kind not in "uif":
         raise InputError(f"expected image {index} to hold numbers, raw pixel values, got dtype {image.dtype}")
     if image.dtype.kind == "f" and not np.isfinite(image).all():
@@ -137,7 +144,8 @@ def _to_bytes(value: Any, row: int) -> bytes:
 def decide(ensemble: Ensemble, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """One image's mask from its probabilities `(K, H, W)`: uint8 `(H, W)`, in multilabel mode `(K, H, W)`."""
     if ensemble.mode == "multiclass":
-        return probabilities.argmax(axis=0).astype(np.uint8)
+        classes: npt.NDArray[np.intp] = probabilities.argmax(axis=0)
+        return classes.astype(np.uint8)
     mask = (probabilities >= np.float32(ensemble.threshold)).astype(np.uint8)
     return mask[0] if ensemble.mode == "binary" else mask
 

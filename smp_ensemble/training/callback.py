@@ -5,6 +5,7 @@ It uses public Lightning hooks only and never touches the trainer's loops, so it
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from smp_ensemble.data.normalization import Normalization
     from smp_ensemble.typing import DatasetReference, Mode, Schedule, SnapshotStore, Trainer
+
+logger = logging.getLogger(__name__)
 
 PreviewFunction = Callable[["nn.Module"], Sequence["npt.NDArray[np.uint8]"]]
 
@@ -216,6 +219,9 @@ class SnapshotCallback(Callback):
             previews=self._previews(network) if self._previews else (),
         )
         self.store.save_snapshot(record)
+        shown = ", ".join(f"{name} {scores[name]:.4f}" for name in ("val_iou", "val_loss") if name in scores)
+        total = len(self._schedule.snapshot_steps) if self._schedule else 0
+        logger.info("epoch %d: snapshot %d of %d, %s", record.epoch, record.index, total, shown)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Ends the training's run, if the store was opened here."""

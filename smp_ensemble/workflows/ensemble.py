@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +26,8 @@ from smp_ensemble.workflows.scoring import Score, score
 from smp_ensemble.workflows.train import load_splits
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from smp_ensemble.data.datasets import SegmentationDataset
     from smp_ensemble.data.forms import DataSplits
     from smp_ensemble.typing import Snapshot, Task
@@ -223,9 +224,7 @@ def assemble(
     if splits.test is not None:
         check_leaks(members, images, splits.test, "test")
     task = splits.task
-    combined = Ensemble(
-        loaded, mode=task.mode, combiner=combiner, weights=weights, class_names=task.class_names
-    )
+    combined = Ensemble(loaded, mode=task.mode, combiner=combiner, weights=weights, class_names=task.class_names)
     engine = Engine(combined, choose_device(accelerator), precision)
     validation = score(engine, splits.val, batch_size=batch_size, label="validation")
     combined.threshold = validation[-1].threshold
@@ -314,17 +313,19 @@ def _track(
 ) -> str:
     best = best_index(built.validation[:-1])
     task = splits.task
-    run.log_params({
-        "mode": task.mode,
-        "combiner": options.combiner,
-        "selector": options.selector,
-        "where": options.where,
-        "pick": options.pick,
-        "members": ",".join(member.model_id for member in built.members),
-        "weights": ",".join(f"{weight:g}" for weight in built.ensemble.weights),
-        "threshold": built.ensemble.threshold,
-        "data": options.data,
-    })
+    run.log_params(
+        {
+            "mode": task.mode,
+            "combiner": options.combiner,
+            "selector": options.selector,
+            "where": options.where,
+            "pick": options.pick,
+            "members": ",".join(member.model_id for member in built.members),
+            "weights": ",".join(f"{weight:g}" for weight in built.ensemble.weights),
+            "threshold": built.ensemble.threshold,
+            "data": options.data,
+        }
+    )
     uri = log_model(
         built.ensemble,
         "ensemble",
@@ -342,9 +343,7 @@ def _track(
         run.log_dataset(reference, "validation" if prefix == "val" else "test")
         own = {f"{prefix}_{name}": value for name, value in scores[-1].metrics.items()}
         run.log_metrics(own, model_id=model_id, dataset=reference)
-        run.log_metrics(
-            {f"best_member_{prefix}_{name}": value for name, value in scores[best].metrics.items()}
-        )
+        run.log_metrics({f"best_member_{prefix}_{name}": value for name, value in scores[best].metrics.items()})
     _log_overlays(run, built, splits, engine, best)
     return uri
 

@@ -81,9 +81,7 @@ def import_checkpoints(options: ImportOptions) -> Report:
     rows = [
         {"snapshot": one.model_id, "file": one.params["file"], "val IoU": one.metrics["val_iou"]} for one in snapshots
     ]
-    return Report(
-        {"run_id": store.run_id, "snapshots": rows, "link": store.link}, rows, pick_advice(store.link)
-    )
+    return Report({"run_id": store.run_id, "snapshots": rows, "link": store.link}, rows, pick_advice(store.link))
 
 
 def find_checkpoints(spec: str) -> list[Path]:

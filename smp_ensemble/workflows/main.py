@@ -39,5 +39,3 @@ def main(options: MainOptions) -> MainResult:
         parent_run_id=training.run_id,
     )
     return MainResult(training, result)
-
-

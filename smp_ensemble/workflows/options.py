@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smp_ensemble.exceptions import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _TRUE, _FALSE = {"true", "yes", "1", "on"}, {"false", "no", "0", "off"}
 
@@ -60,7 +62,8 @@ class DataOptions:
 
     data: str = option(
         "synthetic",
-        "a folder with images/ and masks/, a contest CSV (name,mask as run lengths), or 'synthetic[:count=120,size=128]'",
+        "a folder with images/ and masks/, a contest CSV (name,mask as run lengths), or "
+        "'synthetic[:count=120,size=128]'",
     )
     mode: str | None = option(None, "binary, multiclass or multilabel; by default the data says", str)
     mask_column: str = option("mask", "target column of splits.csv")
@@ -83,9 +86,7 @@ class TrainOptions(DataOptions):
     model_options: dict[str, Any] = option(
         {}, 'further arguments of the architecture, as JSON: {"decoder_attention_type": "scse"}', parse_json
     )
-    normalization: str = option(
-        "imagenet", "imagenet, dataset, min-max, per-image or none; kept with each member"
-    )
+    normalization: str = option("imagenet", "imagenet, dataset, min-max, per-image or none; kept with each member")
     trainer: str = option("snapshot", "training method: snapshot (cosine cycles) or single (one cosine)")
     trainer_options: dict[str, Any] = option({}, "options of the method, as JSON", parse_json)
     epochs: int = option(20, "epochs of the whole training", parse_positive)
@@ -173,7 +174,8 @@ class ImportOptions(DataOptions):
     """Checkpoints that exist already."""
 
     files: str = option(
-        "", "checkpoints (.pt .pth .ckpt .safetensors) or folders of smp's save_pretrained; globs, comma-separated",
+        "",
+        "checkpoints (.pt .pth .ckpt .safetensors) or folders of smp's save_pretrained; globs, comma-separated",
         required=True,
     )
     arch: str = option("unet", "architecture of checkpoints that hold weights only")
@@ -182,9 +184,7 @@ class ImportOptions(DataOptions):
     normalization: str = option(
         "imagenet", "what their input went through: imagenet, dataset, min-max, per-image or none"
     )
-    trained_on: str = option(
-        "unknown", "train: the training split of this data, checked by the leak guard; or unknown"
-    )
+    trained_on: str = option("unknown", "train: the training split of this data, checked by the leak guard; or unknown")
     batch_size: int = option(8, "images in a batch", parse_positive)
     precision: str = option("auto", "Lightning's words (32, bf16-mixed, ...) or auto")
     accelerator: str = option("auto", "auto, cpu, cuda or mps")

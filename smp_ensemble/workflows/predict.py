@@ -66,7 +66,7 @@ def predict(options: PredictOptions) -> Prediction:
     images = find_images(options.input)
     ensemble = load_model(options.model)
     engine = Engine(ensemble, choose_device(options.accelerator), options.precision)
-    writer = FileWriter(Path(options.output), kind)
+    writer = FileWriter(Path(options.output), kind, images)
     errors: list[tuple[str, str]] = []
     batches = [images[at : at + options.batch_size] for at in range(0, len(images), options.batch_size)]
     for batch in tqdm(batches, desc="predict", unit="batch", leave=False, disable=None):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,16 @@ class Report:
         """The table and the lines below it."""
         return "\n".join([*format_table(self.rows), *self.notes])
 
+    def json(self) -> str:
+        """`values` as JSON that every parser takes: a score that is not a number becomes null."""
+        return json.dumps(_plain(self.values), indent=2, allow_nan=False, default=str)
+
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines of a plain table: text to the left, numbers to the right.
+    r"""Lines of a plain table: text to the left, numbers to the right.
 
     Example:
-        >>> print("\\n".join(format_table([{"name": "a", "iou": 0.51234}, {"name": "bb", "iou": None}])))
+        >>> print("\n".join(format_table([{"name": "a", "iou": 0.51234}, {"name": "bb", "iou": None}])))
         name     iou
         ----  ------
         a     0.5123
@@ -50,6 +59,14 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         ).rstrip()
         for line in lines
     ]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(value: Any) -> str:

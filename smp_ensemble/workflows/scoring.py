@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from smp_ensemble.typing import Task
 
 DEFAULT_THRESHOLD = 0.5
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,9 @@ class _Meter:
         metrics["iou_at_half"] = float(curve[len(curve) // 2])
         if self._threshold is not None:
             return Score(self._threshold, metrics)
+        if not float(curve[0]) > 0:  # threshold 0 finds whatever there is to find
+            logger.warning("the data holds no foreground: no threshold can be tuned on it, %s stands", DEFAULT_THRESHOLD)
+            return Score(DEFAULT_THRESHOLD, metrics)
         threshold, iou = self._curve.best()
         name = self._task.output_names[0]
         dice = 2 * iou / (1 + iou)
@@ -106,9 +112,11 @@ def score(
 
 def _measured(probabilities: Iterator[Tensor], meters: Sequence[_Meter], truth: Tensor) -> Iterator[Tensor]:
     """Hands on each member's probabilities after its meter has seen them."""
-    for one, meter in zip(probabilities, meters, strict=False):
+    for meter in meters[:-1]:
+        one = next(probabilities)
         meter.update(one, truth)
         yield one
+        del one  # before the next member runs
 
 
 def _progress(loader: Any, label: str) -> Iterator[dict[str, Tensor]]:

@@ -54,7 +54,7 @@ def test_experiments_are_apart_and_together(track):
 
 def test_scores_on_other_data_do_not_compete(track, tracking, make_record, tiny_splits):
     track(0.5)
-    other = load_data("synthetic:count=16,size=32,seed=5")
+    other = load_data("synthetic:count=16,size=64,seed=3")
     track(0.9, splits=other)
     assert scores(search_snapshots(dataset_digest=tiny_splits.val.digest)) == [0.5]
     assert scores(search_snapshots(dataset_digest=other.val.digest)) == [0.9]

@@ -188,7 +188,7 @@ assert "lightning" not in sys.modules and "albumentations" not in sys.modules
 np.save(sys.argv[3], masks)
 """
     result = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "model"), str(tmp_path / "images.npy"), str(tmp_path / "out.npy")],
+        [sys.executable, "-c", script, *(str(tmp_path / name) for name in ("model", "images.npy", "out.npy"))],
         cwd=tmp_path, capture_output=True, text=True, check=False,
         env={**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "PYTHONPATH": ""},
     )  # fmt: skip

@@ -108,7 +108,7 @@ def test_curves_files_and_the_spool_end_up_in_the_run(tracking, make_record, tmp
 def test_each_snapshot_brings_its_overlays(tracking, make_record, tiny_splits):
     images = [tiny_splits.val.read(index) for index in range(2)]
     with MlflowStore(previews=images) as store:
-        store.save_snapshot(make_record(previews=[np.ones((32, 32), np.uint8)] * 2))
+        store.save_snapshot(make_record(previews=[np.ones((64, 64), np.uint8)] * 2))
         (snapshot,) = store.snapshots()
     assert artifacts(tracking, store.run_id, "overlays") == ["overlays/snapshot-01.png"]
     assert artifacts(tracking, snapshot.run_id) == ["snapshot-01.png"]

@@ -64,9 +64,7 @@ def test_rates_steps_and_weights_are_those_of_a_users_own_trainer(make_tiny_netw
 
     store = MemoryStore()
     module = PlainModule(make_tiny_network().to(memory_format=torch.channels_last))
-    callback = SnapshotCallback(
-        METHOD, mode="binary", class_names=("a", "b"), normalization=imagenet(), store=store
-    )
+    callback = SnapshotCallback(METHOD, mode="binary", class_names=("a", "b"), normalization=imagenet(), store=store)
     host = pl.Trainer(
         max_epochs=4, accelerator="cpu", callbacks=[callback], logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
@@ -141,12 +139,12 @@ def test_scores_belong_to_exactly_the_snapshots_weights(make_tiny_network, tiny_
         assert kept.record.metrics["val_iou"] == pytest.approx(float(scores.compute()["iou"]), abs=1e-6)
         assert kept.record.training_images == tiny_splits.train.image_digests
         assert kept.record.dataset == tiny_splits.val.reference()
-        assert [preview.shape for preview in kept.record.previews] == [(32, 32)] * len(kept.record.previews)
+        assert [preview.shape for preview in kept.record.previews] == [(64, 64)] * len(kept.record.previews)
 
 
 @pytest.mark.parametrize("mode", ["multiclass", "multilabel"])
 def test_other_modes_train_and_score_each_class(make_tiny_network, mode):
-    splits = load_data("synthetic:count=16,size=32", mode=mode)
+    splits = load_data("synthetic:count=16,size=64,seed=5", mode=mode)
     network = make_tiny_network(num_outputs=splits.task.num_outputs)
     before = [parameter.clone() for parameter in network.parameters()]
     store = MemoryStore()
@@ -180,6 +178,6 @@ def test_a_crop_that_does_not_fit_the_stride_is_refused(make_tiny_network, tiny_
 
 
 def test_data_of_two_tasks_is_refused(make_tiny_network, tiny_splits):
-    other = load_data("synthetic:count=16,size=32", mode="multiclass")
+    other = load_data("synthetic:count=16,size=64,seed=5", mode="multiclass")
     with pytest.raises(ConfigError, match="must have one task"):
         fit(make_tiny_network(), tiny_splits.train, other.val, store=MemoryStore(), options=OPTIONS)

@@ -1,0 +1,229 @@
+"""The artifact: it comes back bit for bit, and whatever was changed is found and named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from torch import nn
+
+from smp_ensemble.architectures import create_network
+from smp_ensemble.data.normalization import Normalization, imagenet
+from smp_ensemble.ensembling.artifact import (
+    ENSEMBLE_FILE,
+    TRAINING_IMAGES_FILE,
+    file_sha256,
+    load_ensemble,
+    read_spec,
+    save_ensemble,
+    training_images,
+    verify,
+)
+from smp_ensemble.ensembling.ensemble import Ensemble
+from smp_ensemble.ensembling.member import Member
+from smp_ensemble.exceptions import ConfigError, IntegrityError, NetworkError
+
+NAMES = ("land", "roof", "road")
+SOURCES = ["models:/m-0", ""]
+DIGESTS = [["b" * 32, "a" * 32], None]
+MEMBER_FILES = ["config.json", "model.safetensors", TRAINING_IMAGES_FILE]
+
+
+def make_member(seed: int, normalization: Normalization) -> Member:
+    torch.manual_seed(seed)
+    options = {"encoder_depth": 3, "decoder_channels": [8, 8, 8]}
+    network = create_network("unet", encoder_name="tu-test_resnet", num_outputs=3, model_options=options)  # 0.3 MB
+    return Member(network, normalization)
+
+
+@pytest.fixture(scope="module")
+def ensemble() -> Ensemble:
+    members = [make_member(0, imagenet()), make_member(1, Normalization("dataset", [0.1] * 3, [0.7, 0.2, 0.3], 4095.0))]
+    options = {"weights": [3, 1], "temperature": 1.3, "threshold": 0.4, "class_names": NAMES}
+    return Ensemble(members, mode="multiclass", **options)
+
+
+@pytest.fixture(scope="module")
+def saved(ensemble, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("artifact") / "model"
+    save_ensemble(ensemble, folder, sources=SOURCES, training_images=DIGESTS)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path) -> Path:
+    """A copy that may be broken."""
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+@torch.inference_mode()
+def predict(model: nn.Module) -> torch.Tensor:
+    return model(torch.linspace(0, 255, 3 * 16 * 16).reshape(1, 3, 16, 16))
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_it_comes_back_bit_for_bit(ensemble, saved):
+    loaded = load_ensemble(saved)
+    assert torch.equal(predict(loaded), predict(ensemble))
+    for name in ("mode", "combiner", "weights", "views", "temperature", "threshold", "class_names"):
+        assert getattr(loaded, name) == getattr(ensemble, name), name
+    assert not any(module.training for module in loaded.modules())
+
+
+def test_the_files_are_the_format(saved):
+    files = sorted(path.relative_to(saved).as_posix() for path in saved.rglob("*") if path.is_file())
+    assert files == [
+        "ensemble.json",
+        *(f"members/00/{name}" for name in MEMBER_FILES),
+        "members/01/config.json",
+        "members/01/model.safetensors",
+    ]
+    content = json.loads((saved / ENSEMBLE_FILE).read_text())
+    assert content["class_names"] == list(NAMES)
+    assert [member["source"] for member in content["members"]] == SOURCES
+    assert content["members"][0]["sha256"] == {name: sha256(saved / "members/00" / name) for name in MEMBER_FILES}
+
+
+def test_smp_opens_a_member_without_us(ensemble, saved):
+    opened = smp.from_pretrained(saved / "members" / "01").eval()
+    images = torch.rand(1, 3, 16, 16)
+    with torch.inference_mode():
+        assert torch.equal(opened(images), ensemble.members[1].network(images))
+
+
+def test_saving_again_gives_the_same_bytes(saved, tmp_path):
+    save_ensemble(load_ensemble(saved), tmp_path / "again", sources=SOURCES, training_images=DIGESTS)
+    for path in saved.rglob("*"):
+        if path.is_file():
+            assert (tmp_path / "again" / path.relative_to(saved)).read_bytes() == path.read_bytes()
+
+
+def test_training_images_are_kept_where_they_are_known(saved):
+    assert training_images(read_spec(saved), saved) == [frozenset(DIGESTS[0]), None]
+    assert (saved / "members/00" / TRAINING_IMAGES_FILE).read_text().split() == sorted(DIGESTS[0])
+
+
+def test_the_digest_is_sha256(saved):
+    assert file_sha256(saved / ENSEMBLE_FILE) == sha256(saved / ENSEMBLE_FILE)
+
+
+def flip(path: Path) -> str:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    return sha256(path)
+
+
+def truncate(path: Path) -> str:
+    path.write_bytes(path.read_bytes()[:-1])
+    return sha256(path)
+
+
+def empty(path: Path) -> str:
+    path.write_bytes(b"")
+    return sha256(path)
+
+
+def remove(path: Path) -> str:
+    path.unlink()
+    return "no file"
+
+
+def make_folder(path: Path) -> str:
+    path.unlink()
+    path.mkdir()
+    return "no file"
+
+
+def link(path: Path) -> str:
+    target = path.rename(path.parents[3] / "elsewhere")
+    path.symlink_to(target)
+    return f"a symbolic link to {target}"
+
+
+def link_folder(path: Path) -> str:
+    target = path.parent.rename(path.parents[3] / "elsewhere")
+    path.parent.symlink_to(target, target_is_directory=True)
+    return f"a symbolic link to {target / path.name}"
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, empty, remove, make_folder, link])
+@pytest.mark.parametrize("name", MEMBER_FILES)
+def test_damage_names_the_file_and_what_was_expected_and_found(folder, name, damage):
+    path = folder / "members" / "00" / name
+    expected = sha256(path)
+    found = damage(path)
+    with pytest.raises(IntegrityError) as error:
+        load_ensemble(folder)
+    assert str(error.value) == f"{path} was changed: expected SHA-256 {expected}, found {found}"
+
+
+def test_a_linked_folder_is_refused_too(folder):
+    path = folder / "members" / "00" / "config.json"
+    found = link_folder(path)
+    with pytest.raises(IntegrityError, match=f"{path} was changed: .* found {found}"):
+        load_ensemble(folder)
+
+
+def test_the_artifact_itself_may_lie_behind_a_link(folder, tmp_path, ensemble):
+    (tmp_path / "alias").symlink_to(folder, target_is_directory=True)
+    assert torch.equal(predict(load_ensemble(tmp_path / "alias")), predict(ensemble))
+
+
+def test_nothing_is_built_before_everything_is_verified(folder, monkeypatch):
+    built = []
+    monkeypatch.setattr("smp_ensemble.ensembling.artifact.load_network", built.append)
+    flip(folder / "members" / "01" / "model.safetensors")
+    with pytest.raises(IntegrityError, match="members/01"):
+        load_ensemble(folder)
+    assert built == []
+
+
+@pytest.mark.parametrize("relative", ["../outside", "members/../../outside"])
+def test_a_member_outside_the_artifact_is_refused(folder, relative):
+    shutil.copytree(folder / "members" / "00", folder.parent / "outside")
+    content = json.loads((folder / ENSEMBLE_FILE).read_text())
+    content["members"][0]["folder"] = relative
+    (folder / ENSEMBLE_FILE).write_text(json.dumps(content))
+    with pytest.raises(IntegrityError, match=f"names the folder '{relative}', which leaves the artifact: refused"):
+        load_ensemble(folder)
+
+
+@pytest.mark.parametrize("change", [{"mode": "none"}, {"weight": -1}, {"combiner": "os.system"}, {"std": [0, 0, 0]}])
+def test_values_that_make_no_sense_are_refused(folder, change):
+    content = json.loads((folder / ENSEMBLE_FILE).read_text())
+    for part in (content, content["members"][0], content["members"][0]["normalization"]):
+        part.update({name: value for name, value in change.items() if name in part})
+    (folder / ENSEMBLE_FILE).write_text(json.dumps(content))
+    with pytest.raises(ConfigError):
+        load_ensemble(folder)
+
+
+def test_verify_passes_what_is_whole(saved):
+    verify(read_spec(saved), saved)
+
+
+def test_an_ensemble_without_names_or_members_of_ours_is_not_saved(ensemble, tmp_path):
+    with pytest.raises(ConfigError, match="needs class_names"):
+        save_ensemble(Ensemble(list(ensemble.members), mode="multiclass"), tmp_path / "a")
+    plain = Ensemble([nn.Conv2d(3, 3, 1)], mode="multiclass", class_names=NAMES)
+    with pytest.raises(ConfigError, match=r"member 0 is a Conv2d: wrap it as Member\(network, normalization\)"):
+        save_ensemble(plain, tmp_path / "b")
+    foreign = Ensemble([Member(nn.Conv2d(3, 3, 1), imagenet())], mode="multiclass", class_names=NAMES)
+    with pytest.raises(NetworkError, match="expected one of smp's own networks or a registered architecture"):
+        save_ensemble(foreign, tmp_path / "c")
+
+
+def test_members_of_other_bands_are_not_saved_together(ensemble, tmp_path):
+    other = Member(ensemble.members[0].network, Normalization("none", [0.0] * 4, [1.0] * 4))
+    mixed = Ensemble([ensemble.members[0], other], mode="multiclass", class_names=NAMES)
+    with pytest.raises(NetworkError, match="members must agree in bands: member 0 takes 3, member 1 4"):
+        save_ensemble(mixed, tmp_path / "model")

@@ -1,0 +1,206 @@
+"""The engine: any height and width, the same numbers whatever the batch, and one member in memory at a time."""
+
+from __future__ import annotations
+
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from smp_ensemble.architectures import create_network
+from smp_ensemble.data.normalization import Normalization, imagenet
+from smp_ensemble.ensembling.combiners import Mean
+from smp_ensemble.ensembling.ensemble import Ensemble
+from smp_ensemble.ensembling.member import Member
+from smp_ensemble.exceptions import ConfigError
+from smp_ensemble.inference import engine as engine_module
+from smp_ensemble.inference.engine import Engine, to_tensor
+
+STRIDE = 8
+
+
+def make_member(seed: int, num_outputs: int = 3) -> Member:
+    torch.manual_seed(seed)
+    options = {"encoder_depth": 3, "decoder_channels": [8, 8, 8]}
+    return Member(create_network("unet", num_outputs=num_outputs, model_options=options), imagenet())
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(Ensemble([make_member(0), make_member(1)], mode="multiclass", weights=[2, 1]), "cpu", "32")
+
+
+def make_images(height: int, width: int, count: int = 1, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+@torch.inference_mode()
+def forward(engine: Engine, images: torch.Tensor) -> torch.Tensor:
+    """The ensemble without the engine, in the memory layout that the engine uses."""
+    return engine.ensemble(images.float().contiguous(memory_format=torch.channels_last))
+
+
+def test_the_stride_is_the_members(engine):
+    assert engine.stride == STRIDE
+    assert Engine(Ensemble([nn.Conv2d(3, 1, 1)], mode="binary"), "cpu").stride == 32
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 2))
+def test_any_size_comes_back_in_its_own_size(engine, height, width, count):
+    found = engine(make_images(height, width, count))
+    assert found.shape == (count, 3, height, width)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(count, height, width))
+
+
+@settings(max_examples=10)
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 2))
+def test_sizes_that_divide_are_not_padded(engine, rows, columns, count):
+    images = make_images(rows * STRIDE, columns * STRIDE, count)
+    assert torch.equal(engine(images), forward(engine, images))
+
+
+@settings(max_examples=10)
+@given(st.integers(1, 30), st.integers(1, 30))
+def test_other_sizes_are_padded_with_their_edge_and_cropped(engine, height, width):
+    images = make_images(height, width)
+    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (0, -height % STRIDE), (0, -width % STRIDE)), mode="edge")
+    expected = forward(engine, torch.from_numpy(padded))[..., :height, :width]
+    assert torch.equal(engine(images), expected)
+
+
+@pytest.fixture(scope="module")
+def exact() -> Engine:
+    """Its sums of whole numbers (over 1024) are exact in float32, whichever kernel oneDNN picks for a batch size."""
+    members = [nn.Conv2d(3, 3, 3, padding=1) for _ in range(2)]
+    generator = torch.Generator().manual_seed(0)
+    for parameter in nn.ModuleList(members).parameters():
+        nn.init.zeros_(parameter)
+        parameter.data += torch.randint(-8, 9, parameter.shape, generator=generator) / 1024
+    return Engine(Ensemble(members, mode="multiclass"), "cpu", "32")
+
+
+def test_a_batch_is_its_images_bit_for_bit(exact):
+    images = make_images(21, 13, count=5)
+    together = exact(images)
+    assert torch.equal(together, torch.cat([exact(image[None]) for image in images]))
+
+
+def test_a_batch_is_its_images_whatever_the_kernels(engine):
+    images = make_images(40, 24, count=4)
+    together = engine(images)
+    torch.testing.assert_close(together, torch.cat([engine(image[None]) for image in images]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("pixels", [1, 2 * 16 * 16, 3 * 16 * 16 + 5])
+def test_cutting_large_batches_changes_nothing(exact, monkeypatch, pixels):
+    images = make_images(16, 16, count=5)
+    whole = exact(images)
+    monkeypatch.setattr(engine_module, "MAX_BATCH_PIXELS", pixels)
+    assert max(len(part) for part in exact.parts(images)) == max(1, pixels // 256)
+    assert torch.equal(torch.cat(exact.parts(images)), images)
+    assert torch.equal(exact(images), whole)
+
+
+def test_images_of_several_sizes_keep_their_order(exact):
+    sizes = [(16, 16), (9, 20), (16, 16), (9, 20), (1, 1)]
+    images = [make_images(*size, seed=index)[0].permute(1, 2, 0).numpy() for index, size in enumerate(sizes)]
+    found = exact.predict(images)
+    assert [one.shape for one in found] == [(3, *size) for size in sizes]
+    for image, one in zip(images, found, strict=True):
+        assert np.array_equal(one, exact(to_tensor(image)[None])[0].numpy())
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int64, np.float32, np.float64])
+def test_any_type_of_image_means_the_same(engine, dtype):
+    image = make_images(9, 9)[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(engine.predict([image.astype(dtype)])[0], engine.predict([image])[0])
+
+
+def test_raw_values_beyond_8_bits_reach_the_member():
+    network = nn.Conv2d(1, 1, 1)
+    nn.init.ones_(network.weight)
+    nn.init.zeros_(network.bias)
+    member = Member(network, Normalization("none", [0.0], [1.0], 4095.0))
+    engine = Engine(Ensemble([member], mode="binary"), "cpu", "32")
+    found = engine.predict([np.full((2, 2, 1), 4095, dtype=np.uint16)])[0]
+    np.testing.assert_allclose(found, np.full((1, 2, 2), 1 / (1 + np.exp(-1.0))), rtol=1e-6)
+
+
+def test_the_image_is_left_alone(engine):
+    images = make_images(16, 16).float()
+    before = images.clone()
+    engine(images)
+    assert torch.equal(images, before)
+
+
+def test_results_need_no_gradient_and_the_network_no_training_mode(engine):
+    engine.ensemble.train()
+    again = Engine(engine.ensemble, "cpu", "32")
+    assert not any(module.training for module in again.ensemble.modules())
+    assert not again(make_images(8, 8)).requires_grad
+
+
+def test_memory_holds_one_members_probabilities_and_one_sum(monkeypatch):
+    combined, alive = [], []
+
+    class WatchedMean(Mean):
+        def update(self, probabilities, weight=1.0):
+            combined.append(weakref.ref(probabilities))
+            super().update(probabilities, weight)
+
+    class Watching(nn.Conv2d):
+        def forward(self, images):
+            alive.append(sum(one() is not None for one in combined))
+            return super().forward(images)
+
+    monkeypatch.setattr("smp_ensemble.ensembling.ensemble.combiner_factory", lambda name: WatchedMean)
+    Engine(Ensemble([Watching(3, 2, 1) for _ in range(4)], mode="multiclass"), "cpu", "32")(make_images(8, 8))
+    assert len(combined) == 4
+    assert alive == [0] * 4
+
+
+def test_half_precision_stays_near_and_returns_float32(engine):
+    images = make_images(16, 16)
+    halved = Engine(engine.ensemble, "cpu", "bf16-mixed")
+    assert halved(images).dtype == torch.float32
+    torch.testing.assert_close(halved(images), engine(images), atol=0.05, rtol=0)
+
+
+def test_the_callers_context_is_left_alone_between_members(engine):
+    stream = engine.member_probabilities(make_images(8, 8))
+    next(stream)
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_bands_are_known_where_members_say(engine):
+    assert engine.in_channels == 3
+    assert Engine(Ensemble([nn.Conv2d(3, 1, 1)], mode="binary"), "cpu").in_channels is None
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (0, 3, 8, 8), (1, 3, 0, 8), (1, 8, 8)])
+def test_what_is_no_batch_is_refused(engine, shape):
+    with pytest.raises(ConfigError, match=r"expected a batch of images of shape \(N, C, H, W\), got \("):
+        engine(torch.zeros(shape))
+
+
+def test_other_bands_are_refused(engine):
+    with pytest.raises(ConfigError, match=r"expected images of shape \(N, 3, H, W\), got \(1, 4, 8, 8\)"):
+        engine(torch.zeros(1, 4, 8, 8))
+
+
+def test_an_image_without_bands_is_refused(engine):
+    with pytest.raises(ConfigError, match=r"expected images of shape \(H, W, C\), image 1 has \(8, 8\)"):
+        engine.predict([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)])
+
+
+def test_unknown_precision_is_refused(engine):
+    with pytest.raises(ConfigError, match="unknown precision 'bf61'"):
+        Engine(engine.ensemble, "cpu", "bf61")

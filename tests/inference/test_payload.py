@@ -1,0 +1,282 @@
+"""What people hand to `predict`, and what they get back."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+from torch import nn
+
+from smp_ensemble.data import rle
+from smp_ensemble.data.normalization import Normalization
+from smp_ensemble.ensembling.ensemble import Ensemble
+from smp_ensemble.ensembling.member import Member
+from smp_ensemble.exceptions import InputError
+from smp_ensemble.inference.engine import Engine
+from smp_ensemble.inference.overlay import draw_overlay
+from smp_ensemble.inference.payload import AVAILABLE_KINDS, answer, check_kind, decide
+from smp_ensemble.typing import KINDS
+
+NAMES = {"binary": ("ground", "roof"), "multiclass": ("red", "green", "blue"), "multilabel": ("red", "green", "blue")}
+
+
+def make_engine(mode: str, **options) -> Engine:
+    """A model that one can read: a band that is brighter than 51 (of 255) speaks for its class; binary: the first."""
+    outputs = 1 if mode == "binary" else 3
+    network = nn.Conv2d(3, outputs, 1)
+    with torch.no_grad():
+        network.weight.copy_(20 * torch.eye(3)[:outputs, :, None, None])
+        network.bias.fill_(-4)
+    member = Member(network, Normalization("none", [0.0] * 3, [1.0] * 3))
+    return Engine(Ensemble([member], mode=mode, class_names=NAMES[mode], **options), "cpu", "32")
+
+
+@pytest.fixture(scope="module", params=sorted(NAMES))
+def engine(request) -> Engine:
+    return make_engine(request.param)
+
+
+@pytest.fixture(scope="module")
+def binary() -> Engine:
+    return make_engine("binary")
+
+
+def make_images(count: int = 3, height: int = 5, width: int = 7) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def encode(image: np.ndarray, form: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format=form)
+    return buffer.getvalue()
+
+
+def decode_png(text: str) -> np.ndarray:
+    with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture)
+
+
+def expected_mask(mode: str, images: np.ndarray) -> np.ndarray:
+    if mode == "multiclass":
+        return images.argmax(axis=-1).astype(np.uint8)
+    bright = (images >= 51).astype(np.uint8)
+    return bright[..., 0] if mode == "binary" else bright.transpose(0, 3, 1, 2)
+
+
+def test_masks_are_class_ids(engine):
+    images = make_images()
+    masks = answer(engine, images, {})
+    assert masks.dtype == np.uint8
+    assert np.array_equal(masks, expected_mask(engine.ensemble.mode, images))
+
+
+def test_probabilities_are_the_engines(engine):
+    images = make_images()
+    found = answer(engine, images, {"kind": "probabilities"})
+    assert found.dtype == np.float32
+    assert np.array_equal(found, np.stack(engine.predict(list(images))))
+
+
+def test_overlays_are_drawn_from_the_mask(engine):
+    images = make_images()
+    found = answer(engine, images, {"kind": "overlay"})
+    assert found.shape == (3, 5, 7, 3)
+    masks = answer(engine, images, {})
+    for image, mask, overlay in zip(images, masks, found, strict=True):
+        assert np.array_equal(overlay, draw_overlay(image, mask, engine.ensemble.mode))
+
+
+def test_run_lengths_are_those_of_the_contest(binary):
+    image = np.zeros((1, 2, 3, 3), dtype=np.uint8)
+    image[0, 0, 1], image[0, 1, 1], image[0, 1, 2] = 255, 255, 255  # down the columns: pixels 3, 4 and 6
+    assert answer(binary, image, {"kind": "rle"}) == ["3 2 6 1"]
+    assert answer(binary, np.zeros_like(image), {"kind": "rle"}) == [""]
+
+
+@pytest.mark.parametrize("mode", ["multiclass", "multilabel"])
+def test_run_lengths_of_several_classes_have_their_names(mode):
+    images = make_images(2)
+    found = answer(make_engine(mode), images, {"kind": "rle"})
+    masks = expected_mask(mode, images)
+    for text, mask in zip(found, masks, strict=True):
+        planes = json.loads(text)
+        assert tuple(planes) == NAMES[mode]
+        for index, runs in enumerate(planes.values()):
+            plane = mask == index if mode == "multiclass" else mask[index]
+            assert np.array_equal(rle.decode(runs, 5, 7), plane)
+
+
+def test_a_list_of_one_size_is_stacked_and_of_several_a_list(engine):
+    images = list(make_images())
+    assert np.array_equal(answer(engine, images, {}), answer(engine, np.stack(images), {}))
+    mixed = [*images, make_images(1, 9, 4)[0]]
+    found = answer(engine, mixed, {})
+    assert isinstance(found, list)
+    for image, mask in zip(mixed, found, strict=True):
+        assert np.array_equal(mask, answer(engine, [image], {})[0])
+
+
+def as_bytes(image: np.ndarray) -> bytes:
+    return encode(image)
+
+
+def as_base64(image: np.ndarray) -> str:
+    return base64.b64encode(encode(image)).decode()
+
+
+def as_tiff(image: np.ndarray) -> memoryview:
+    return memoryview(encode(image, "TIFF"))
+
+
+@pytest.mark.parametrize("form", [as_bytes, as_base64, as_tiff])
+def test_a_data_frame_answers_with_a_data_frame_and_its_index(engine, form):
+    images = make_images()
+    index = pd.Index(["c", "a", "a"], name="scene")
+    data = pd.DataFrame({"other": [1, 2, 3], "image": [form(image) for image in images]}, index=index)
+    found = answer(engine, data, {})
+    assert list(found.columns) == ["mask"]
+    pd.testing.assert_index_equal(found.index, index)
+    for text, mask in zip(found["mask"], answer(engine, images, {}), strict=True):
+        if engine.ensemble.mode != "multilabel":
+            assert np.array_equal(decode_png(text), mask)
+            continue
+        planes = json.loads(text)
+        assert tuple(planes) == NAMES["multilabel"]
+        assert np.array_equal([decode_png(plane) for plane in planes.values()], mask)
+
+
+def test_a_jpeg_is_predicted_as_it_decodes(binary):
+    content = encode(make_images(1, 16, 16)[0], "JPEG")
+    with Image.open(io.BytesIO(content)) as picture:
+        decoded = np.asarray(picture)
+    found = answer(binary, pd.DataFrame({"image": [content]}), {})
+    assert np.array_equal(decode_png(found["mask"][0]), answer(binary, decoded[None], {})[0])
+
+
+def test_every_kind_survives_a_data_frame(engine):
+    images = make_images()
+    data = pd.DataFrame({"image": [encode(image) for image in images]})
+    probabilities = answer(engine, data, {"kind": "probabilities"})["probabilities"]
+    for text, expected in zip(probabilities, answer(engine, images, {"kind": "probabilities"}), strict=True):
+        assert np.array_equal(np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False), expected)
+    overlays = answer(engine, data, {"kind": "overlay"})["overlay"]
+    for text, expected in zip(overlays, answer(engine, images, {"kind": "overlay"}), strict=True):
+        assert np.array_equal(decode_png(text), expected)
+    assert answer(engine, data, {"kind": "rle"})["rle"].tolist() == answer(engine, images, {"kind": "rle"})
+
+
+def test_images_of_several_sizes_fit_in_one_frame(binary):
+    images = [make_images(1, 5, 7)[0], make_images(1, 3, 2)[0]]
+    found = answer(binary, pd.DataFrame({"image": [encode(image) for image in images]}), {})
+    assert [decode_png(text).shape for text in found["mask"]] == [(5, 7), (3, 2)]
+
+
+@given(
+    hnp.arrays(np.float32, (3, 4, 5), elements=st.floats(0, 1, width=32)),
+    st.sampled_from(sorted(NAMES)),
+    st.floats(0.01, 0.99),
+)
+def test_both_ways_to_decide_agree(probabilities, mode, threshold):
+    probabilities = probabilities[:1] if mode == "binary" else probabilities
+    probabilities[0, 0, 0] = threshold
+    ensemble = Ensemble([nn.Conv2d(3, 1, 1)], mode=mode, threshold=threshold)
+    expected = ensemble.decide(torch.from_numpy(probabilities)[None])[0]
+    found = decide(ensemble, probabilities)
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, expected.numpy())
+
+
+def test_the_ensembles_threshold_decides():
+    images = np.full((1, 1, 1, 3), 60, dtype=np.uint8)  # logit 20 * 60 / 255 - 4 = 0.71: 0.67
+    assert answer(make_engine("binary", threshold=0.6), images, {}).item() == 1
+    assert answer(make_engine("binary", threshold=0.7), images, {}).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"kind": "masks"}, r"unknown kind 'masks': did you mean 'mask'\? Known: mask, overlay, probabilities, rle"),
+        ({"kind": "uncertainty"}, "unknown kind 'uncertainty'"),
+        ({"kind": 3}, "unknown kind '3'"),
+        ({"views": "flip"}, "unknown views 'flip'"),
+        ({"knid": "mask"}, "unknown param 'knid': did you mean 'kind'"),
+    ],
+)
+def test_unknown_params_are_refused(binary, params, message):
+    with pytest.raises(InputError, match=message):
+        answer(binary, make_images(), params)
+
+
+def test_kinds_are_those_of_the_package():
+    assert set(AVAILABLE_KINDS) < set(KINDS)
+    assert [check_kind(kind) for kind in AVAILABLE_KINDS] == list(AVAILABLE_KINDS)
+
+
+def test_no_views_may_be_said_in_every_way(binary):
+    for views in (None, "", "none"):
+        assert answer(binary, make_images(), {"views": views}).shape == (3, 5, 7)
+
+
+BANDS_FIRST = np.zeros((3, 8, 8), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            make_images()[0],
+            r"expected an array of shape \(N, H, W, C\), got \(5, 7, 3\): add the batch axis, images\[None\]",
+        ),
+        (np.zeros((5, 7)), r"expected an array of shape \(N, H, W, C\), got \(5, 7\)$"),
+        (make_images()[:0], "expected at least one image, got none"),
+        ([], "expected at least one image, got none"),
+        ({"image": 1}, "expected an array .* or a DataFrame, got dict"),
+        ("photo.png", "expected an array .* or a DataFrame, got str"),
+        (None, "or a DataFrame, got NoneType"),
+        ([make_images()[0], make_images()[0, 0]], r"expected image 1 as an array of shape \(H, W, C\), got \(7, 3\)"),
+        ([[[1, 2], [3, 4]]], r"expected image 0 as an array of shape \(H, W, C\), got list"),
+        (np.zeros((1, 0, 4, 3)), r"expected image 0 as an array of shape \(H, W, C\), got \(0, 4, 3\)"),
+        (np.zeros((1, 8, 8, 4), np.uint8), r"expected image 0 with 3 bands, shape \(H, W, 3\), got \(8, 8, 4\)$"),
+        ([BANDS_FIRST], r"expected image 0 with 3 bands, shape \(H, W, 3\), got \(3, 8, 8\): channels come last"),
+        (np.full((1, 2, 2, 3), np.nan), "expected image 0 to hold finite values, got NaN or infinity"),
+        (np.full((1, 2, 2, 3), np.inf), "expected image 0 to hold finite values"),
+        (np.zeros((1, 2, 2, 3), bool), "expected image 0 to hold numbers, raw pixel values, got dtype bool"),
+        (np.zeros((1, 2, 2, 3), complex), "got dtype complex128"),
+        (np.full((1, 2, 2, 3), "x"), "expected image 0 to hold numbers"),
+    ],
+)
+def test_wrong_arrays_are_refused_with_what_came(binary, data, message):
+    with pytest.raises(InputError, match=message):
+        answer(binary, data, {})
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ({"picture": [b""]}, "expected a column 'image', got picture"),
+        ({}, "expected a column 'image', got none"),
+        ({"image": []}, "expected at least one image, got none"),
+        ({"image": [None]}, "expected image bytes or base64 in row 0, got NoneType"),
+        ({"image": [3.5]}, "expected image bytes or base64 in row 0, got float"),
+        ({"image": ["not base64!"]}, "expected base64 of image bytes in row 0, got other text"),
+        ({"image": ["ümlaut"]}, "expected base64 of image bytes in row 0, got other text"),
+        ({"image": [base64.b64encode(b"no image").decode()]}, "cannot read image row 0: expected PNG, JPEG"),
+        ({"image": [b""]}, "cannot read image row 0"),
+        ({"image": [encode(make_images()[0]), encode(make_images()[0])[:60]]}, "cannot read image row 1"),
+        ({"image": [encode(make_images()[0, ..., 0])]}, r"expected image 0 with 3 bands.* got \(5, 7, 1\)"),
+    ],
+)
+def test_wrong_frames_are_refused_with_the_row(binary, column, message):
+    with pytest.raises(InputError, match=message) as error:
+        answer(binary, pd.DataFrame(column), {})
+    assert "\n" not in str(error.value)
