@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from smp_ensemble.ensembling.ensemble import Ensemble as Ensemble
     from smp_ensemble.ensembling.member import Member as Member
     from smp_ensemble.inference.engine import Engine as Engine
-    from smp_ensemble.tracking.candidates import search_snapshots as search_snapshots
     from smp_ensemble.tracking.flavor import load_model as load_model
     from smp_ensemble.tracking.flavor import log_model as log_model
     from smp_ensemble.tracking.flavor import save_model as save_model
+    from smp_ensemble.tracking.search import search_snapshots as search_snapshots
     from smp_ensemble.tracking.store import MlflowStore as MlflowStore
     from smp_ensemble.tracking.store import log_snapshot as log_snapshot
     from smp_ensemble.training import schedules as schedules
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from smp_ensemble.training.fit import FitOptions as FitOptions
     from smp_ensemble.training.fit import fit as fit
     from smp_ensemble.typing import Snapshot as Snapshot
-    from smp_ensemble.workflows.ensemble import build_ensemble as build_ensemble
+    from smp_ensemble.workflows.assembling import build_ensemble as build_ensemble
 
 _WHERE = {
     "DataSplits": "data.forms",
@@ -35,7 +35,7 @@ _WHERE = {
     "Ensemble": "ensembling.ensemble",
     "Member": "ensembling.member",
     "Engine": "inference.engine",
-    "search_snapshots": "tracking.candidates",
+    "search_snapshots": "tracking.search",
     "load_model": "tracking.flavor",
     "log_model": "tracking.flavor",
     "save_model": "tracking.flavor",
@@ -47,7 +47,7 @@ _WHERE = {
     "FitOptions": "training.fit",
     "fit": "training.fit",
     "Snapshot": "typing",
-    "build_ensemble": "workflows.ensemble",
+    "build_ensemble": "workflows.assembling",
 }
 
 __all__ = sorted(_WHERE)  # noqa: PLE0605 (a list of the names above)

@@ -11,7 +11,6 @@ import mlflow
 import pytest
 import torch
 from hypothesis import settings
-
 from tiny import DATA, OPTIONS
 
 from smp_ensemble.architectures import create_network

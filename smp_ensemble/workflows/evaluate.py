@@ -16,7 +16,7 @@ from smp_ensemble.tracking.flavor import local_folder, verify_mlmodel
 from smp_ensemble.tracking.report import draw_overlay_sheet, truth_for_overlay
 from smp_ensemble.tracking.runs import tracked_run
 from smp_ensemble.training.previews import preview_indices
-from smp_ensemble.workflows.ensemble import check_fits, check_leak
+from smp_ensemble.workflows.guards import check_fits, check_leak
 from smp_ensemble.workflows.results import Report
 from smp_ensemble.workflows.scoring import Score, score
 from smp_ensemble.workflows.train import load_splits

@@ -69,7 +69,7 @@ class _Meter:
         if self._threshold is not None:
             return Score(self._threshold, metrics)
         if not float(curve[0]) > 0:  # threshold 0 finds whatever there is to find
-            logger.warning("the data holds no foreground: no threshold can be tuned on it, %s stands", DEFAULT_THRESHOLD)
+            logger.warning("the data holds no foreground to tune a threshold on: %s stands", DEFAULT_THRESHOLD)
             return Score(DEFAULT_THRESHOLD, metrics)
         threshold, iou = self._curve.best()
         name = self._task.output_names[0]

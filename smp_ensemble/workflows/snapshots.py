@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from smp_ensemble.tracking.candidates import find_candidates, link_to
+from smp_ensemble.tracking.candidates import find_candidates
+from smp_ensemble.tracking.search import link_to
 from smp_ensemble.workflows.results import Report
 from smp_ensemble.workflows.train import pick_advice
 

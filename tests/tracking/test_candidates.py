@@ -1,77 +1,23 @@
-"""Finding snapshots: ranked, filtered as in the UI, picked."""
+"""Candidates: found by a filter, or picked by a person."""
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
-from smp_ensemble.data.forms import load_data
 from smp_ensemble.exceptions import ConfigError, NothingFoundError
 from smp_ensemble.tracking import names
-from smp_ensemble.tracking.candidates import find_candidates, search_snapshots
+from smp_ensemble.tracking.candidates import find_candidates
 from smp_ensemble.tracking.flavor import load_model, log_model
-from smp_ensemble.tracking.store import MlflowStore
 
 
 def scores(snapshots):
     return [snapshot.metrics["val_iou"] for snapshot in snapshots]
 
 
-def test_ranked_by_score_best_first(track):
-    track(0.3, 0.6, 0.5)
-    assert scores(search_snapshots()) == [0.6, 0.5, 0.3]
-    assert scores(search_snapshots(limit=2)) == [0.6, 0.5]
-    assert scores(search_snapshots(metric="val_loss")) == [0.6, 0.5, 0.3]  # a loss: least first
-    assert search_snapshots(metric="val_nothing") == []
-
-
-def test_a_reference_says_all_that_selection_needs(track):
-    (tracked,) = track(0.5)
-    (found,) = search_snapshots()
-    assert (found.uri, found.run_id, found.step) == (tracked.uri, tracked.run_id, tracked.step)
-    assert found.metrics == tracked.metrics
-    assert found.params["arch"] == "unet"
-
-
-def test_filtered_as_in_the_runs_tab(track):
-    track(0.3, 0.6, 0.5)
-    assert scores(search_snapshots("metrics.val_iou > 0.4")) == [0.6, 0.5]
-    assert scores(search_snapshots("metrics.val_iou > 0.4 and params.cycle = '3'")) == [0.5]
-    assert search_snapshots("params.arch = 'fpn'") == []
-    with pytest.raises(ConfigError, match="MLflow cannot read the filter"):
-        search_snapshots("val_iou >> 3")
-
-
-def test_experiments_are_apart_and_together(track):
-    track(0.3, experiment="a")
-    track(0.6, experiment="b")
-    assert scores(search_snapshots(experiment="a")) == [0.3]
-    assert scores(search_snapshots(experiment="a, b")) == [0.6, 0.3]
-    with pytest.raises(NothingFoundError, match=r"no experiment 'c'; the tracking server has: Default, a, b"):
-        search_snapshots(experiment="c")
-
-
-def test_scores_on_other_data_do_not_compete(track, tracking, make_record, tiny_splits):
-    track(0.5)
-    other = load_data("synthetic:count=16,size=64,seed=3")
-    track(0.9, splits=other)
-    assert scores(search_snapshots(dataset_digest=tiny_splits.val.digest)) == [0.5]
-    assert scores(search_snapshots(dataset_digest=other.val.digest)) == [0.9]
-    assert scores(search_snapshots("metrics.val_iou > 0", dataset_digest=tiny_splits.val.digest)) == [0.5]
+def test_scores_on_other_data_are_no_candidates_and_the_error_says_so(track):
+    track(0.5, 0.6)
     with pytest.raises(NothingFoundError, match="measured on data 0123.*holds 2 snapshots"):
         find_candidates(dataset_digest="0123")
-
-
-def test_pruned_and_unfinished_snapshots_are_no_candidates(track, tracking, make_record):
-    with MlflowStore(keep=1) as store:
-        for index, iou in enumerate((0.5, 0.7), 1):
-            store.save_snapshot(make_record(index, iou=iou))
-    assert scores(search_snapshots()) == [0.7]
-    assert scores(search_snapshots("metrics.val_iou > 0")) == [0.7]
-    pending = tracking.create_logged_model("0", tags={names.KIND: names.SNAPSHOT})
-    assert pending.status.name == "PENDING"
-    assert scores(search_snapshots()) == [0.7]
 
 
 def test_picked_by_tag_on_runs_or_on_a_whole_training(track, tracking):
@@ -108,14 +54,3 @@ def test_nothing_found_says_what_was_searched_and_what_would_match(tracking, opt
 def test_a_filter_and_a_pick_at_once_are_refused(tracking):
     with pytest.raises(ConfigError, match="either where or pick"):
         find_candidates(where="metrics.val_iou > 0", pick="mine")
-
-
-def test_equal_scores_keep_one_order(track):
-    track(0.5, 0.5, 0.5)
-    assert [one.uri for one in search_snapshots()] == sorted(one.uri for one in search_snapshots())
-
-
-def test_references_are_values(track):
-    (snapshot,) = track(0.5)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        snapshot.step = 3

@@ -66,7 +66,7 @@ def test_the_ensemble_is_the_mean_of_its_members_and_says_what_it_scored(command
     linked = {(metric.key, metric.dataset_digest) for metric in model.metrics}
     assert ("val_iou", splits.val.digest) in linked
     assert ("test_iou", splits.test.digest) in linked
-    assert tracking.get_model_version_by_alias("roofs", "champion").version == "1"
+    assert str(tracking.get_model_version_by_alias("roofs", "champion").version) == "1"
 
 
 def test_selectors_and_weights(command, trained):

@@ -1,0 +1,56 @@
+"""What must hold before a model is scored: it fits the data, and was not trained on these images."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from smp_ensemble.exceptions import LeakError, NetworkError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from smp_ensemble.data.datasets import SegmentationDataset
+    from smp_ensemble.typing import Snapshot, Task
+
+logger = logging.getLogger(__name__)
+
+
+def check_fits(uri: str, task: Task, wanted: Task) -> None:
+    """Refuses a member for another mode, other classes or other bands than the data's.
+
+    Raises:
+        NetworkError: Names the member and the difference.
+    """
+    for what in ("mode", "class_names", "in_channels"):
+        found, expected = getattr(task, what), getattr(wanted, what)
+        if found != expected:
+            raise NetworkError(
+                f"{uri} has {what} {found}, the data has {expected}: choose members that were trained for this data"
+            )
+
+
+def check_leaks(
+    members: Sequence[Snapshot], images: Sequence[frozenset[str] | None], data: SegmentationDataset, what: str
+) -> None:
+    """Refuses to score members on images that they were trained on; warns where nobody knows.
+
+    Raises:
+        LeakError: Names the member and how many images.
+    """
+    digests = frozenset(data.image_digests)
+    for member, trained_on in zip(members, images, strict=True):
+        check_leak(member.uri, trained_on, digests, what)
+
+
+def check_leak(uri: str, trained_on: frozenset[str] | None, digests: frozenset[str], what: str) -> None:
+    """`check_leaks` for one member."""
+    if trained_on is None:
+        logger.warning("%s does not say which images it was trained on: its %s scores may be too good", uri, what)
+        return
+    shared = len(trained_on & digests)
+    if shared:
+        raise LeakError(
+            f"{uri} was trained on {shared} of the {len(digests)} {what} images: its score would mean nothing. "
+            "Use the split (split-seed, fold) that it was trained with, or leave it out"
+        )
