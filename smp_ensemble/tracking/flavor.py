@@ -93,7 +93,7 @@ def log_model(
         run_id: The run it belongs to; None: the active run, or a new one.
         signature: `params`, `arrays` or `images`.
         params: Of the logged model.
-        tags: Of the logged model.
+        tags: Of the logged model, beside its kind.
         registered_model_name: Registers it under this name as well.
         members: The tracked snapshots it was made of.
         training_images: Digests of each member's training images; None: unknown.
@@ -129,7 +129,12 @@ def _log(
     tags: dict[str, str] | None,
 ) -> str:
     logged = run.client.create_logged_model(
-        run.experiment_id, name=name, source_run_id=run.run_id, params=params, tags=tags, model_type=MODEL_TYPE
+        run.experiment_id,
+        name=name,
+        source_run_id=run.run_id,
+        params=params,
+        tags={names.KIND: names.ENSEMBLE, **(tags or {})},
+        model_type=MODEL_TYPE,
     )
     try:
         log_folder(run.client, folder, model_id=logged.model_id, run_id=run.run_id, signature=signature)

@@ -61,8 +61,12 @@ class TrackedRun:
     owned: bool
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Keeps params; None becomes the empty string."""
-        entries = [Param(key, as_param(value)) for key, value in params.items()]
+        """Keeps params that the run does not have yet; None becomes the empty string.
+
+        A param never changes in MLflow, and `mlflow run` has logged a project's own before it starts the project.
+        """
+        present = self.client.get_run(self.run_id).data.params
+        entries = [Param(key, as_param(value)) for key, value in params.items() if key not in present]
         self.client.log_batch(self.run_id, params=entries)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:

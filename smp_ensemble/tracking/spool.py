@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -109,18 +110,21 @@ class Spool:
         return not self._paths()
 
     def discard(self) -> None:
-        """Deletes the folder, if nothing waits in it."""
+        """Deletes the folder, if nothing waits in it, and the folders around it that are empty now."""
         if self.is_empty():
             shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # not empty: another training's
+                for parent in list(self.folder.parents)[:2]:
+                    parent.rmdir()
 
     def _paths(self) -> list[Path]:
-        return [path for path in self.folder.iterdir() if path.name[:1].isdigit()]
+        return [path for path in self.folder.glob("*-*") if path.name[:1].isdigit()]
 
 
 class Courier:
     """A background thread that delivers a spool's entries in order, trying again for as long as it takes.
 
-    A server that is away is waited for. Any other error stops the thread, is logged, and is raised by `drain`.
+    A server that is away is waited for. An error that would come again stops the thread and is raised by `drain`.
 
     Args:
         spool: What to deliver.
@@ -175,17 +179,17 @@ class Courier:
                 continue
             try:
                 self._deliver(entry)
-            except (MlflowException, OSError) as error:
+            except Exception as error:
+                if not is_passing(error):
+                    logger.exception("delivery to the tracking server stopped; the spool keeps everything")
+                    self._broken_by = error  # raised by drain: a thread has no caller to raise to
+                    return
                 if self._waits_for is None:
                     reason = (str(error).splitlines() or [type(error).__name__])[0]
                     logger.warning("delivery to the tracking server waits, training goes on: %s", reason)
                 self._waits_for = error
                 self._pause(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
-            except Exception as error:
-                logger.exception("delivery to the tracking server stopped; the spool keeps everything")
-                self._broken_by = error
-                return
             else:
                 if self._waits_for is not None:
                     logger.warning("delivery to the tracking server goes on")
@@ -197,6 +201,14 @@ class Courier:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self._closing:
             time.sleep(0.05)
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether the same call may succeed later: the network, a busy or broken server; not a refusal or a defect."""
+    if isinstance(error, MlflowException):
+        status: int = error.get_http_status_code()
+        return status >= 500 or status in {408, 429}
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
 
 
 def _number(path: Path) -> int:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import mlflow
 import numpy as np
+from mlflow.exceptions import MlflowException
 
 from smp_ensemble.architectures import check_network
 from smp_ensemble.ensembling import artifact
+from smp_ensemble.exceptions import DeliveryError
 from smp_ensemble.tracking import names
 from smp_ensemble.tracking.delivery import MODEL_FOLDER, PREVIEWS_FILE, Delivery
 from smp_ensemble.tracking.runs import as_param, now, open_run
@@ -146,6 +149,11 @@ class MlflowStore:
         self._courier.put("end", {"error": error})
         try:
             self._courier.drain(DELIVERY_SECONDS)
+        except DeliveryError as undelivered:
+            # The spool keeps its entries; the run, if the server answers at all, says what happened.
+            with contextlib.suppress(MlflowException, OSError):
+                self.run.end(error or str(undelivered))
+            raise
         finally:
             self._courier.close()
         self._spool.discard()
@@ -154,6 +162,11 @@ class MlflowStore:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, DeliveryError):
+            with contextlib.suppress(MlflowException, OSError):  # it was waited for once: that is enough
+                self.run.end(str(error))
+            self._courier.close()
+            return
         self.close(f"{type(error).__name__}: {error}" if error is not None else None)
 
 

@@ -210,7 +210,6 @@ def _track(
         "ensemble",
         run_id=run.run_id,
         params={"mode": task.mode, "combiner": options.combiner, "members": str(len(built.members))},
-        tags={names.KIND: names.ENSEMBLE},
         members=built.members,
         training_images=[sorted(one) if one is not None else None for one in built.training_images],
     )

@@ -41,6 +41,16 @@ def test_the_run_of_mlflow_run_is_used_and_left_open(tracking, monkeypatch):
         open_run("training", experiment="another")
 
 
+def test_params_that_mlflow_run_logged_already_stay(tracking, monkeypatch):
+    """`mlflow run` logs a project's parameters as they were typed, quotes and all; a param never changes."""
+    present = tracking.create_run("0").info.run_id
+    tracking.log_param(present, "mode", "''")
+    monkeypatch.setenv("MLFLOW_RUN_ID", present)
+    with tracked_run("training") as run:
+        run.log_params({"mode": "binary", "lr": 0.1})
+    assert tracking.get_run(present).data.params == {"mode": "''", "lr": "0.1"}
+
+
 def test_an_active_run_is_used(tracking):
     with mlflow.start_run() as active, tracked_run("training") as run:
         assert run.run_id == active.info.run_id

@@ -6,10 +6,12 @@ import logging
 import threading
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, REQUEST_LIMIT_EXCEEDED
 
 from smp_ensemble.exceptions import DeliveryError
 from smp_ensemble.tracking import spool as spool_module
-from smp_ensemble.tracking.spool import Courier, Spool
+from smp_ensemble.tracking.spool import Courier, Spool, is_passing
 
 
 @pytest.fixture
@@ -99,6 +101,22 @@ def test_what_cannot_be_delivered_stays_and_is_said(tmp_path, quick):
         courier.drain(0.3)
     courier.close()
     assert Spool(tmp_path).first().kind == "one"
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        (ConnectionError("refused"), True),
+        (TimeoutError(), True),
+        (MlflowException("down"), True),
+        (MlflowException("busy", error_code=REQUEST_LIMIT_EXCEEDED), True),
+        (MlflowException("changed param", error_code=INVALID_PARAMETER_VALUE), False),
+        (FileNotFoundError("gone"), False),
+        (KeyError("defect"), False),
+    ],
+)
+def test_what_may_pass_is_tried_again_and_a_refusal_is_not(error, passing):
+    assert is_passing(error) is passing
 
 
 def test_a_defect_is_raised_at_once_and_loses_nothing(tmp_path):

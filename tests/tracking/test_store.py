@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from smp_ensemble.data.normalization import imagenet
 from smp_ensemble.exceptions import NetworkError
@@ -102,7 +105,8 @@ def test_curves_files_and_the_spool_end_up_in_the_run(tracking, make_record, tmp
     history = tracking.get_metric_history(store.run_id, "train_loss")
     assert [(point.step, point.value) for point in history] == [(5, 2.0), (10, 1.0)]
     assert artifacts(tracking, store.run_id, "figures") == ["figures/figure.png"]
-    assert not (tmp_path / "spool" / store.run_id).exists()
+    assert not (tmp_path / "spool").exists()
+    assert store.snapshots() == []  # asking afterwards is fine
 
 
 def test_each_snapshot_brings_its_overlays(tracking, make_record, tiny_splits):
@@ -149,6 +153,21 @@ def test_a_delivery_that_breaks_off_goes_on_and_does_nothing_twice(tracking, mak
     assert len(mlflow.search_logged_models(["0"], output_format="list")) == 1
     assert len(tracking.get_metric_history(snapshot.run_id, "val_iou")) == 1
     assert load_model(snapshot.uri) is not None
+
+
+def test_a_refusal_is_said_at_once_and_the_run_fails(tracking, make_record, monkeypatch):
+    from smp_ensemble.exceptions import DeliveryError
+    from smp_ensemble.tracking import delivery
+
+    def refuse(*arguments, **more):
+        raise MlflowException("no such model", error_code=INVALID_PARAMETER_VALUE)
+
+    monkeypatch.setattr(delivery, "log_folder", refuse)
+    with pytest.raises(DeliveryError, match="no such model"), MlflowStore() as store:
+        store.save_snapshot(make_record())
+        store.snapshots()
+    assert tracking.get_run(store.run_id).info.status == "FAILED"
+    assert list((Path(".smp_ensemble") / "spool" / store.run_id).iterdir())  # nothing is lost
 
 
 def test_an_error_in_training_fails_the_run_with_the_reason(tracking, make_record):
