@@ -15,7 +15,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def mlproject() -> str:
-    """`MLproject`: each command is an entry point, each option a parameter of the same name."""
+    """`MLproject`: each command is an entry point, each option a parameter of the same name.
+
+    `python -m` and not the console script: MLflow keeps environments by their specification, and this runs the code in
+    the project's folder as it is now.
+    """
     lines = [
         "# Written by docs/generate.py from the options of the commands.",
         "name: smp_ensemble",
@@ -32,7 +36,7 @@ def mlproject() -> str:
             default = "" if required else f", default: {json.dumps(default_text(known))}"
             lines.append(f"      {known.name}: {{type: string{default}}}")
         typed = " ".join(f"{flag(known.name)} {{{known.name}}}" for known in options)
-        lines.append(f'    command: "smp-ensemble {name} {typed}"')
+        lines.append(f'    command: "python -m smp_ensemble.cli {name} {typed}"')
     return "\n".join(lines) + "\n"
 
 
