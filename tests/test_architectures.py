@@ -210,3 +210,19 @@ def test_the_stride_is_the_least_common_multiple():
     assert output_stride([create_network("unet", model_options=TINY)]) == 8
     assert output_stride([with_stride(8), with_stride(12)]) == 24
     assert output_stride([nn.Conv2d(3, 1, 1)]) == output_stride([]) == 32
+
+
+def test_model_options_reach_the_network_and_its_config():
+    """Atrous rates, output stride and dropout: the options that smp gives DeepLabV3+."""
+    options = {
+        "encoder_output_stride": 8,
+        "decoder_atrous_rates": [2, 4, 6],
+        "decoder_channels": 16,
+        "decoder_aspp_dropout": 0.3,
+    }
+    network = create_network("deeplabv3plus", encoder_name="resnet18", model_options=options)
+    assert output_stride([network]) == 8
+    convolutions = [one for one in network.decoder.modules() if isinstance(one, nn.Conv2d)]
+    assert {2, 4, 6} <= {one.dilation[0] for one in convolutions}
+    assert [one.p for one in network.modules() if isinstance(one, nn.Dropout)] == [0.3]
+    assert {name: network_config(network)[name] for name in options} == options

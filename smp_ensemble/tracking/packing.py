@@ -36,6 +36,7 @@ REQUIREMENTS = (
     "segmentation-models-pytorch",
     "timm",
     "torch",
+    "torchvision",  # smp imports it, and each release fits one torch
 )
 
 SIGNATURES = ("params", "arrays", "images")
