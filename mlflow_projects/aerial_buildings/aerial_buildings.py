@@ -35,8 +35,6 @@ def main(arguments: list[str] | None = None) -> None:
             ensemble,
             run_id=run.info.run_id,
             registered_model_name=options.register_as or None,
-            members=snapshots,
-            training_images=[data.train.image_digests] * len(snapshots),
         )
 
         for split, dataset in {"val": data.val, "test": data.test}.items():

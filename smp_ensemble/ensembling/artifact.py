@@ -19,10 +19,7 @@ from smp_ensemble.ensembling.spec import (
 from smp_ensemble.exceptions import ConfigError, IntegrityError, NetworkError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
-
-    from torch import nn
 
 __all__ = [
     "ENSEMBLE_FILE",
@@ -34,7 +31,6 @@ __all__ = [
     "load_member",
     "read_spec",
     "save_ensemble",
-    "training_images",
     "verify",
     "write_member",
     "write_spec",
@@ -47,53 +43,32 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_member(
-    network: nn.Module,
-    normalization: Normalization,
-    folder: Path,
-    *,
-    relative: str = "members/00",
-    source: str = "",
-    weight: float = 1.0,
-    training_images: Sequence[str] | None = None,
-) -> MemberEntry:
+def write_member(member: Member, folder: Path, *, relative: str = "members/00", weight: float = 1.0) -> MemberEntry:
     """Writes one member below `folder` and describes it for `ensemble.json`.
 
     Args:
-        network: Gives logits for normalised images.
-        normalization: The member's own.
+        member: With the digests of its training images, where they are known.
         folder: The artifact.
         relative: The member's folder in it, with forward slashes.
-        source: `models:/m-...`, if it is tracked.
         weight: In the combination.
-        training_images: Digests of the images it was trained on; None: unknown, and no file says so.
     """
     place = folder / relative
-    save_network(network, place)
+    save_network(member.network, place)
     files = [CONFIG_FILE, WEIGHTS_FILE]
-    if training_images is not None:
-        lines = "".join(f"{digest}\n" for digest in sorted(training_images))
+    if member.training_images is not None:
+        lines = "".join(f"{digest}\n" for digest in sorted(member.training_images))
         (place / TRAINING_IMAGES_FILE).write_text(lines, encoding="utf-8", newline="\n")
         files.append(TRAINING_IMAGES_FILE)
-    return MemberEntry(
-        relative, source, weight, normalization.to_dict(), {name: file_sha256(place / name) for name in files}
-    )
+    sha256 = {name: file_sha256(place / name) for name in files}
+    return MemberEntry(relative, member.source, weight, member.normalization.to_dict(), sha256)
 
 
-def save_ensemble(
-    ensemble: Ensemble,
-    folder: Path,
-    *,
-    sources: Sequence[str] | None = None,
-    training_images: Sequence[Sequence[str] | None] | None = None,
-) -> EnsembleSpec:
+def save_ensemble(ensemble: Ensemble, folder: Path) -> EnsembleSpec:
     """Writes a whole ensemble of `Member`s to a new folder.
 
     Args:
         ensemble: With `class_names`, and `Member`s as members.
         folder: Created.
-        sources: `models:/m-...` for each member, where it is tracked.
-        training_images: Digests for each member; None: unknown.
 
     Raises:
         ConfigError: The ensemble lacks class names, or a member is not a `Member`.
@@ -116,17 +91,7 @@ def save_ensemble(
                 f"member {index} {member.normalization.in_channels}"
             )
         in_channels = member.normalization.in_channels
-        entries.append(
-            write_member(
-                member.network,
-                member.normalization,
-                folder,
-                relative=f"members/{index:02d}",
-                source=sources[index] if sources else "",
-                weight=weight,
-                training_images=training_images[index] if training_images else None,
-            )
-        )
+        entries.append(write_member(member, folder, relative=f"members/{index:02d}", weight=weight))
     assert in_channels is not None  # an ensemble has a member
     spec = EnsembleSpec(
         ensemble.mode,
@@ -161,19 +126,15 @@ def verify(spec: EnsembleSpec, folder: Path) -> None:
                 raise IntegrityError(f"{path} was changed: expected SHA-256 {expected}, found {found}")
 
 
-def training_images(spec: EnsembleSpec, folder: Path) -> list[frozenset[str] | None]:
-    """For each member the digests of the images that it was trained on, or None where nobody recorded them."""
-    return [
-        frozenset((folder / member.folder / TRAINING_IMAGES_FILE).read_text(encoding="utf-8").split())
-        if TRAINING_IMAGES_FILE in member.sha256
-        else None
-        for member in spec.members
-    ]
-
-
 def load_member(folder: Path, entry: MemberEntry) -> Member:
     """Reads one member of an artifact; call `verify` first."""
-    return Member(load_network(folder / entry.folder), Normalization.from_dict(entry.normalization))
+    images = folder / entry.folder / TRAINING_IMAGES_FILE
+    return Member(
+        load_network(folder / entry.folder),
+        Normalization.from_dict(entry.normalization),
+        source=entry.source,
+        training_images=images.read_text(encoding="utf-8").split() if TRAINING_IMAGES_FILE in entry.sha256 else None,
+    )
 
 
 def load_ensemble(folder: Path) -> Ensemble:

@@ -14,6 +14,7 @@ from smp_ensemble.architectures import check_network, from_config, network_confi
 from smp_ensemble.exceptions import NetworkError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from smp_ensemble.data.normalization import Normalization
@@ -28,16 +29,27 @@ class Member(nn.Module):
     Args:
         network: Gives logits for normalised images.
         normalization: What the network's input goes through first.
+        source: The tracked snapshot it is, `models:/m-...`; empty: not tracked.
+        training_images: Digests of the images it was trained on, for the leak guard; None: unknown.
 
     Raises:
         NetworkError: The network has an activation or an auxiliary head.
     """
 
-    def __init__(self, network: nn.Module, normalization: Normalization) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        normalization: Normalization,
+        *,
+        source: str = "",
+        training_images: Collection[str] | None = None,
+    ) -> None:
         check_network(network)
         super().__init__()
         self.network = network
         self.normalization = normalization
+        self.source = source
+        self.training_images = None if training_images is None else frozenset(training_images)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(N, K, H, W)` of raw images `(N, C, H, W)`; H and W must fit the network's output stride."""

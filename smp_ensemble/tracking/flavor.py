@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from smp_ensemble.ensembling import artifact
+from smp_ensemble.ensembling.member import Member
 from smp_ensemble.exceptions import ConfigError, InputError, IntegrityError
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.inference.payload import answer
@@ -19,22 +20,18 @@ from smp_ensemble.tracking.packing import FLAVOR_NAME, MLMODEL_FILE, complete
 from smp_ensemble.tracking.runs import TrackedRun, attach, tracked_run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from smp_ensemble.ensembling.ensemble import Ensemble
-    from smp_ensemble.typing import Snapshot
 
 MODEL_TYPE = "segmentation"
 
 
-def save_model(ensemble: Ensemble, path: str | Path, *, signature: str = "params", **sources: Any) -> None:
+def save_model(ensemble: Ensemble, path: str | Path, *, signature: str = "params") -> None:
     """Saves an ensemble as an MLflow model in a new local folder.
 
     Args:
         ensemble: Its members are `Member`s, and it knows its class names.
         path: Must not exist yet.
         signature: `params`, `arrays` or `images`.
-        sources: `sources` and `training_images` of `artifact.save_ensemble`.
 
     Raises:
         ConfigError: `path` exists, or the ensemble cannot be saved.
@@ -44,7 +41,7 @@ def save_model(ensemble: Ensemble, path: str | Path, *, signature: str = "params
         raise ConfigError(f"{folder} exists already: choose another path, or delete it")
     with tempfile.TemporaryDirectory(dir=folder.absolute().parent) as name:
         staging = Path(name) / "model"
-        artifact.save_ensemble(ensemble, staging, **sources)
+        artifact.save_ensemble(ensemble, staging)
         complete(staging, signature=signature)
         staging.rename(folder)
 
@@ -82,8 +79,6 @@ def log_model(
     params: dict[str, Any] | None = None,
     tags: dict[str, str] | None = None,
     registered_model_name: str | None = None,
-    members: Sequence[Snapshot] | None = None,
-    training_images: Sequence[Sequence[str] | None] | None = None,
 ) -> str:
     """Logs an ensemble to MLflow and returns its URI, `models:/m-...`.
 
@@ -95,20 +90,13 @@ def log_model(
         params: Of the logged model.
         tags: Of the logged model, beside its kind.
         registered_model_name: Registers it under this name as well.
-        members: The tracked snapshots it was made of.
-        training_images: Digests of each member's training images; None: unknown.
 
     Raises:
         ConfigError: The ensemble cannot be saved.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
-        artifact.save_ensemble(
-            ensemble,
-            folder,
-            sources=[member.uri for member in members] if members else None,
-            training_images=training_images,
-        )
+        artifact.save_ensemble(ensemble, folder)
         if run_id is not None:
             run = attach(run_id)
             uri = _log(run, folder, name, signature, params, tags)
@@ -209,7 +197,11 @@ def load_model(uri: str) -> Ensemble:
     """
     folder = local_folder(uri)
     verify_mlmodel(folder)
-    return artifact.load_ensemble(folder)
+    ensemble = artifact.load_ensemble(folder)
+    first = ensemble.members[0]
+    if len(ensemble.members) == 1 and isinstance(first, Member) and uri.startswith("models:/m-"):
+        first.source = first.source or uri  # a snapshot cannot know its own address when it is written
+    return ensemble
 
 
 class PyfuncModel:

@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from smp_ensemble.architectures import check_network
 from smp_ensemble.ensembling import artifact
+from smp_ensemble.ensembling.member import Member
 from smp_ensemble.exceptions import DeliveryError
 from smp_ensemble.tracking import names
 from smp_ensemble.tracking.delivery import MODEL_FOLDER, PREVIEWS_FILE, Delivery
@@ -178,7 +179,9 @@ def _write_snapshot(record: SnapshotRecord, folder: Path) -> None:
     """A snapshot is an ensemble of one."""
     model = folder / MODEL_FOLDER
     model.mkdir()
-    member = artifact.write_member(record.network, record.normalization, model, training_images=record.training_images)
+    member = artifact.write_member(
+        Member(record.network, record.normalization, training_images=record.training_images), model
+    )
     task = record.task
     artifact.write_spec(artifact.EnsembleSpec(task.mode, task.class_names, task.in_channels, (member,)), model)
     if record.previews:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from smp_ensemble.ensembling import artifact
 from smp_ensemble.ensembling.ensemble import Ensemble
+from smp_ensemble.ensembling.member import Member
 from smp_ensemble.ensembling.selection import make_selector
-from smp_ensemble.exceptions import ConfigError
+from smp_ensemble.exceptions import ConfigError, NetworkError
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.precision import choose_device
-from smp_ensemble.tracking.flavor import local_folder, verify_mlmodel
+from smp_ensemble.tracking.flavor import load_model
+from smp_ensemble.typing import Task
 from smp_ensemble.workflows.guards import check_fits, check_leaks
 from smp_ensemble.workflows.scoring import Score, score
 
@@ -29,13 +30,11 @@ class Built:
     Attributes:
         ensemble: With its threshold tuned on validation data.
         members: The tracked snapshots, in the members' order.
-        training_images: Digests of each member's training images; None: unknown.
         validation: Scores of each member and, last, the ensemble, on validation data.
     """
 
     ensemble: Ensemble
     members: list[Snapshot]
-    training_images: list[frozenset[str] | None]
     validation: list[Score]
 
 
@@ -50,24 +49,36 @@ def assemble(
     accelerator: str = "auto",
 ) -> Built:
     """Loads and verifies members, guards against leaks, combines them, and tunes the threshold on validation data."""
-    loaded, images = [], []
-    for member in members:
-        folder = local_folder(member.uri)
-        verify_mlmodel(folder)
-        spec = artifact.read_spec(folder)
-        artifact.verify(spec, folder)
-        check_fits(member.uri, spec.task, splits.task)
-        loaded.append(artifact.load_member(folder, spec.members[0]))
-        images += artifact.training_images(spec, folder)[:1]
-    check_leaks(members, images, splits.val, "validation")
-    if splits.test is not None:
-        check_leaks(members, images, splits.test, "test")
     task = splits.task
+    loaded = [load_snapshot(member.uri, task) for member in members]
+    for what, data in (("validation", splits.val), ("test", splits.test)):
+        if data is not None:
+            check_leaks(loaded, data, what)
     combined = Ensemble(loaded, mode=task.mode, combiner=combiner, weights=weights, class_names=task.class_names)
     engine = Engine(combined, choose_device(accelerator), precision)
     validation = score(engine, splits.val, batch_size=batch_size, label="validation")
     combined.threshold = validation[-1].threshold
-    return Built(combined, list(members), images, validation)
+    return Built(combined, list(members), validation)
+
+
+def load_snapshot(uri: str, task: Task) -> Member:
+    """Loads and verifies one tracked snapshot.
+
+    Raises:
+        NetworkError: It is an ensemble of several, or does not fit the task.
+        IntegrityError: A file is missing or changed.
+    """
+    ensemble = load_model(uri)
+    if len(ensemble.members) != 1:
+        raise NetworkError(
+            f"{uri} is an ensemble of {len(ensemble.members)}, expected one snapshot: pick its members by id, or "
+            "by the name it is registered under"
+        )
+    (member,) = ensemble.members
+    assert isinstance(member, Member)
+    found = Task(ensemble.mode, ensemble.class_names, member.normalization.in_channels)
+    check_fits(uri, found, task)
+    return member
 
 
 def build_ensemble(

@@ -210,8 +210,6 @@ def _track(
         "ensemble",
         run_id=run.run_id,
         params={"mode": task.mode, "combiner": options.combiner, "members": str(len(built.members))},
-        members=built.members,
-        training_images=[sorted(one) if one is not None else None for one in built.training_images],
     )
     model_id = uri.removeprefix("models:/")
     for prefix, data, scores in (("val", splits.val, built.validation), ("test", splits.test, test)):

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smp_ensemble.ensembling import artifact
+from smp_ensemble.ensembling.member import Member
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.inference.payload import decide
 from smp_ensemble.precision import choose_device
 from smp_ensemble.tracking import names
-from smp_ensemble.tracking.flavor import local_folder, verify_mlmodel
+from smp_ensemble.tracking.flavor import load_model
 from smp_ensemble.tracking.report import draw_overlay_sheet, truth_for_overlay
 from smp_ensemble.tracking.runs import tracked_run
 from smp_ensemble.training.previews import preview_indices
-from smp_ensemble.workflows.guards import check_fits, check_leak
+from smp_ensemble.typing import Task
+from smp_ensemble.workflows.guards import check_fits, check_leaks
 from smp_ensemble.workflows.results import Report
 from smp_ensemble.workflows.scoring import Score, score
 from smp_ensemble.workflows.train import load_splits
@@ -71,17 +72,14 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
         NetworkError: The model does not fit the data.
         IntegrityError: A file of the model is missing or changed.
     """
-    folder = local_folder(options.model)
-    verify_mlmodel(folder)
-    spec = artifact.read_spec(folder)
-    loaded = artifact.load_ensemble(folder)
+    loaded = load_model(options.model)
+    members = [member for member in loaded.members if isinstance(member, Member)]
     data = load_splits(options).split(options.split)
-    check_fits(options.model, spec.task, data.task)
-    digests = frozenset(data.image_digests)
-    for member, images in zip(spec.members, artifact.training_images(spec, folder), strict=True):
-        check_leak(member.source or f"{options.model} ({member.folder})", images, digests, options.split)
+    found = Task(loaded.mode, loaded.class_names, members[0].normalization.in_channels)
+    check_fits(options.model, found, data.task)
+    check_leaks(members, data, options.split)
     engine = Engine(loaded, choose_device(options.accelerator), options.precision)
-    thresholds = [loaded.threshold] * (len(spec.members) + 1)
+    thresholds = [loaded.threshold] * (len(members) + 1)
     scores = score(engine, data, batch_size=options.batch_size, thresholds=thresholds, label=options.split)
     with tracked_run(names.EVALUATION, experiment=options.experiment) as run:
         run.log_params({"model": options.model, "data": options.data, "split": options.split})

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from smp_ensemble.exceptions import LeakError, NetworkError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from smp_ensemble.data.datasets import SegmentationDataset
-    from smp_ensemble.typing import Snapshot, Task
+    from smp_ensemble.ensembling.member import Member
+    from smp_ensemble.typing import Task
 
 logger = logging.getLogger(__name__)
 
@@ -30,27 +31,26 @@ def check_fits(uri: str, task: Task, wanted: Task) -> None:
             )
 
 
-def check_leaks(
-    members: Sequence[Snapshot], images: Sequence[frozenset[str] | None], data: SegmentationDataset, what: str
-) -> None:
+def check_leaks(members: Iterable[Member], data: SegmentationDataset, what: str) -> None:
     """Refuses to score members on images that they were trained on; warns where nobody knows.
+
+    Args:
+        members: With the digests of their training images, where they are known.
+        data: What they would be scored on.
+        what: The data's part, for the message: `validation`, `test`.
 
     Raises:
         LeakError: Names the member and how many images.
     """
     digests = frozenset(data.image_digests)
-    for member, trained_on in zip(members, images, strict=True):
-        check_leak(member.uri, trained_on, digests, what)
-
-
-def check_leak(uri: str, trained_on: frozenset[str] | None, digests: frozenset[str], what: str) -> None:
-    """`check_leaks` for one member."""
-    if trained_on is None:
-        logger.warning("%s does not say which images it was trained on: its %s scores may be too good", uri, what)
-        return
-    shared = len(trained_on & digests)
-    if shared:
-        raise LeakError(
-            f"{uri} was trained on {shared} of the {len(digests)} {what} images: its score would mean nothing. "
-            "Use the split (split-seed, fold) that it was trained with, or leave it out"
-        )
+    for index, member in enumerate(members):
+        name = member.source or f"member {index}"
+        if member.training_images is None:
+            logger.warning("%s does not say which images it was trained on: its %s scores may be too good", name, what)
+            continue
+        shared = len(member.training_images & digests)
+        if shared:
+            raise LeakError(
+                f"{name} was trained on {shared} of the {len(digests)} {what} images: its score would mean nothing. "
+                "Use the split (split-seed, fold) that it was trained with, or leave it out"
+            )

@@ -21,7 +21,6 @@ from smp_ensemble.ensembling.artifact import (
     load_ensemble,
     read_spec,
     save_ensemble,
-    training_images,
     verify,
 )
 from smp_ensemble.ensembling.ensemble import Ensemble
@@ -44,6 +43,8 @@ def make_member(seed: int, normalization: Normalization) -> Member:
 @pytest.fixture(scope="module")
 def ensemble() -> Ensemble:
     members = [make_member(0, imagenet()), make_member(1, Normalization("dataset", [0.1] * 3, [0.7, 0.2, 0.3], 4095.0))]
+    for member, source, images in zip(members, SOURCES, DIGESTS, strict=True):
+        member.source, member.training_images = source, images and frozenset(images)
     options = {"weights": [3, 1], "temperature": 1.3, "threshold": 0.4, "class_names": NAMES}
     return Ensemble(members, mode="multiclass", **options)
 
@@ -51,7 +52,7 @@ def ensemble() -> Ensemble:
 @pytest.fixture(scope="module")
 def saved(ensemble, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("artifact") / "model"
-    save_ensemble(ensemble, folder, sources=SOURCES, training_images=DIGESTS)
+    save_ensemble(ensemble, folder)
     return folder
 
 
@@ -100,14 +101,15 @@ def test_smp_opens_a_member_without_us(ensemble, saved):
 
 
 def test_saving_again_gives_the_same_bytes(saved, tmp_path):
-    save_ensemble(load_ensemble(saved), tmp_path / "again", sources=SOURCES, training_images=DIGESTS)
+    save_ensemble(load_ensemble(saved), tmp_path / "again")
     for path in saved.rglob("*"):
         if path.is_file():
             assert (tmp_path / "again" / path.relative_to(saved)).read_bytes() == path.read_bytes()
 
 
 def test_training_images_are_kept_where_they_are_known(saved):
-    assert training_images(read_spec(saved), saved) == [frozenset(DIGESTS[0]), None]
+    assert [member.training_images for member in load_ensemble(saved).members] == [frozenset(DIGESTS[0]), None]
+    assert [member.source for member in load_ensemble(saved).members] == SOURCES
     assert (saved / "members/00" / TRAINING_IMAGES_FILE).read_text().split() == sorted(DIGESTS[0])
 
 

@@ -33,7 +33,7 @@ def test_picked_by_tag_on_runs_or_on_a_whole_training(track, tracking):
 def test_picked_by_id_and_by_a_registered_models_name(track):
     first, second, _ = track(0.3, 0.6, 0.5)
     assert scores(find_candidates(pick=f"{first.model_id}, {second.uri}")) == [0.6, 0.3]
-    log_model(load_model(first.uri), registered_model_name="roofs", members=[first])
+    log_model(load_model(first.uri), registered_model_name="roofs")
     assert scores(find_candidates(pick="roofs")) == [0.3]
     assert scores(find_candidates(pick="roofs/1")) == [0.3]
 

@@ -24,7 +24,7 @@ from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.member import Member
 from smp_ensemble.exceptions import ConfigError, IntegrityError
 from smp_ensemble.inference.engine import Engine
-from smp_ensemble.tracking.flavor import load_model, local_folder, log_model, register, save_model
+from smp_ensemble.tracking.flavor import load_model, log_model, register, save_model
 
 
 @pytest.fixture
@@ -197,11 +197,12 @@ np.save(sys.argv[3], masks)
     assert np.array_equal(np.load(tmp_path / "out.npy"), expected)
 
 
-def test_members_keep_their_sources_and_training_images(ensemble, tracking, track):
+def test_members_keep_their_sources_and_training_images(tracking, track, tiny_splits, make_tiny_network):
     snapshots = track(0.5, 0.6)
-    uri = log_model(ensemble, members=snapshots, training_images=[["aa", "bb"], None])
-    folder = local_folder(uri)
-    spec = json.loads((folder / "ensemble.json").read_text())
-    assert [member["source"] for member in spec["members"]] == [snapshot.uri for snapshot in snapshots]
-    assert (folder / "members/00/training_images.txt").read_text() == "aa\nbb\n"
-    assert not (folder / "members/01/training_images.txt").exists()
+    tracked = [load_model(snapshot.uri).members[0] for snapshot in snapshots]
+    members = [*tracked, Member(make_tiny_network(3), imagenet())]  # the last one's past is unknown
+    uri = log_model(Ensemble(members, mode="binary", class_names=tiny_splits.task.class_names))
+    loaded = load_model(uri).members
+    digests = frozenset(tiny_splits.train.image_digests)
+    assert [member.source for member in loaded] == [*(snapshot.uri for snapshot in snapshots), ""]
+    assert [member.training_images for member in loaded] == [digests, digests, None]

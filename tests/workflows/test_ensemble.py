@@ -244,3 +244,14 @@ def test_the_python_way_equals_the_command(command, trained):
     expected = mlflow.pyfunc.load_model(values["uri"]).predict(image[None])[0]
     (probabilities,) = Engine(ensemble).predict([image])
     assert np.array_equal((probabilities[0] >= np.float32(ensemble.threshold)).astype(np.uint8), expected)
+
+
+def test_an_ensemble_is_no_member_but_its_members_are(command, trained):
+    _, built, _ = command("ensemble", *DATA, *SHORT, "--register-as", "roofs")
+    code, _, errors = command("ensemble", *DATA, *SHORT, "--pick", built["uri"])
+    assert code == 2
+    assert "is an ensemble of 2, expected one snapshot: pick its members by id" in errors[0]
+    code, again, _ = command("ensemble", *DATA, *SHORT, "--pick", "roofs")
+    assert code == 0
+    assert again["members"] == built["members"]
+    assert again["test"] == built["test"]

@@ -6,9 +6,11 @@ import logging
 
 import pytest
 
+from smp_ensemble.data.normalization import imagenet
+from smp_ensemble.ensembling.member import Member
 from smp_ensemble.exceptions import LeakError, NetworkError
-from smp_ensemble.typing import Snapshot, Task
-from smp_ensemble.workflows.guards import check_fits, check_leak, check_leaks
+from smp_ensemble.typing import Task
+from smp_ensemble.workflows.guards import check_fits, check_leaks
 
 ROOFS = Task("binary", ("background", "roof"))
 
@@ -30,15 +32,22 @@ def test_a_member_for_another_task_is_named_with_the_difference(task, message):
     check_fits("models:/m-1", ROOFS, ROOFS)
 
 
-def test_one_shared_image_is_enough(tiny_splits):
+@pytest.fixture
+def member(make_tiny_network):
+    """Makes members that were trained on the given images."""
+    return lambda images, source="models:/m-1": Member(
+        make_tiny_network(), imagenet(), source=source, training_images=images
+    )
+
+
+def test_one_shared_image_is_enough(tiny_splits, member):
     digests = tiny_splits.val.image_digests
-    members = [Snapshot("models:/m-1", "", 1), Snapshot("models:/m-2", "", 2)]
-    check_leaks(members, [frozenset({"other"}), frozenset(tiny_splits.train.image_digests)], tiny_splits.val, "test")
+    check_leaks([member({"other"}), member(tiny_splits.train.image_digests)], tiny_splits.val, "test")
     with pytest.raises(LeakError, match=f"^models:/m-2 was trained on 1 of the {len(digests)} test images"):
-        check_leaks(members, [frozenset(), frozenset(digests[:1])], tiny_splits.val, "test")
+        check_leaks([member(set()), member(digests[:1], "models:/m-2")], tiny_splits.val, "test")
 
 
-def test_unknown_training_images_warn(caplog):
+def test_unknown_training_images_warn(tiny_splits, member, caplog):
     with caplog.at_level(logging.WARNING):
-        check_leak("models:/m-1", None, frozenset({"a"}), "validation")
-    assert "does not say which images it was trained on: its validation scores may be too good" in caplog.text
+        check_leaks([member(None, "")], tiny_splits.val, "validation")
+    assert "member 0 does not say which images it was trained on: its validation scores may be too good" in caplog.text
