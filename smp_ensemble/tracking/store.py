@@ -224,32 +224,18 @@ def log_snapshot(
         NetworkError: The model has an activation or an auxiliary head, or nobody could build it again.
     """
     check_network(model)
-    if store is None:
-        with MlflowStore() as own:
-            log_snapshot(
-                model,
-                metrics,
-                step,
-                mode=mode,
-                class_names=class_names,
+    with contextlib.nullcontext(store) if store is not None else MlflowStore() as kept:
+        kept.save_snapshot(
+            SnapshotRecord(
+                network=model,
                 normalization=normalization,
-                store=own,
-                params=params,
+                task=Task(mode, tuple(class_names), normalization.in_channels),
+                step=step,
+                epoch=0,
+                index=kept.next_index(),
+                metrics=metrics,
+                params={"trainer": "loop", **(params or {})},
                 dataset=dataset,
                 training_images=training_images,
             )
-        return
-    store.save_snapshot(
-        SnapshotRecord(
-            network=model,
-            normalization=normalization,
-            task=Task(mode, tuple(class_names), normalization.in_channels),
-            step=step,
-            epoch=0,
-            index=store.next_index(),
-            metrics=metrics,
-            params={"trainer": "loop", **(params or {})},
-            dataset=dataset,
-            training_images=training_images,
         )
-    )

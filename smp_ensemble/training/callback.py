@@ -5,8 +5,9 @@ It uses public Lightning hooks only and never touches the trainer's loops, so it
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +37,21 @@ def open_default_store() -> SnapshotStore:
     """MLflow, as configured by its environment variables. By name: training itself knows no tracking server."""
     store: SnapshotStore = registry.load("smp_ensemble.stores", "mlflow")()
     return store
+
+
+@contextlib.contextmanager
+def opened(store: SnapshotStore | None) -> Iterator[SnapshotStore]:
+    """The given store, left open; or the default one, closed with the block, as failed if it raises."""
+    if store is not None:
+        yield store
+        return
+    own = open_default_store()
+    try:
+        yield own
+    except BaseException as error:
+        own.close(f"{type(error).__name__}: {error}")
+        raise
+    own.close()
 
 
 def find_network(module: nn.Module) -> nn.Module:

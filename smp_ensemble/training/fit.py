@@ -20,7 +20,7 @@ from smp_ensemble.data.normalization import imagenet
 from smp_ensemble.data.transforms import TrainTransform
 from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.precision import choose_device, resolve_precision
-from smp_ensemble.training.callback import SnapshotCallback, open_default_store
+from smp_ensemble.training.callback import SnapshotCallback, opened
 from smp_ensemble.training.losses import make_loss
 from smp_ensemble.training.module import SegmentationModule
 from smp_ensemble.training.optimizers import freeze_encoder, make_optimizer
@@ -104,27 +104,6 @@ def fit(
     Raises:
         ConfigError: Options that do not fit the data or each other.
     """
-    if store is None:
-        own = open_default_store()
-        try:
-            snapshots = fit(
-                model,
-                train_data,
-                val_data,
-                trainer=trainer,
-                epochs=epochs,
-                normalization=normalization,
-                store=own,
-                options=options,
-                params=params,
-                resume_from=resume_from,
-                checkpoint_folder=checkpoint_folder,
-            )
-        except BaseException as error:
-            own.close(f"{type(error).__name__}: {error}")
-            raise
-        own.close()
-        return snapshots
     options = options or FitOptions()
     if val_data.task != train_data.task:
         raise ConfigError(f"training and validation data must have one task: {train_data.task}, {val_data.task}")
@@ -136,47 +115,48 @@ def fit(
         freeze_encoder(model)
     device = choose_device(options.accelerator)
     precision = resolve_precision(options.precision, device)
-    callback = SnapshotCallback(
-        trainer,
-        mode=train_data.task.mode,
-        class_names=train_data.task.class_names,
-        normalization=normalization,
-        store=store,
-        params=params,
-        dataset=val_data.reference(),
-        training_images=train_data.image_digests,
-        previews=partial(predict_previews, data=val_data, normalization=normalization, precision=precision),
-    )
-    # The loader asks for its epoch when its iterator is made, which Lightning does before it counts the epoch up:
-    # completed steps are the one count that is always right, after a resume too.
-    epoch = _EpochFromSteps()
-    train_loader = training_loader(
-        train_data,
-        TrainTransform(options.crop_size, fill=normalization.raw_mean(), augment=options.augment),
-        batch_size=options.batch_size,
-        seed=options.seed,
-        workers=options.workers,
-        epoch_of=epoch,
-    )
-    val_loader = evaluation_loader(val_data, batch_size=options.batch_size, workers=options.workers, divisor=stride)
-    torch.manual_seed(options.seed)  # dropout; batches and augmentation have seeds of their own
-    with _quiet():
-        host = _host(epochs, device, precision, [callback], checkpoint_folder)
-        epoch.bind(host, len(train_loader))
-        try:
-            host.fit(
-                _module(model, normalization, train_data.task, options),
-                train_loader,
-                val_loader,
-                ckpt_path=str(resume_from) if resume_from else None,
-                weights_only=True,  # a checkpoint holds tensors and plain values: nothing in it is executed
-            )
-        except SystemExit as error:
-            # Lightning answers Ctrl-C by leaving the process; the one who called decides that.
-            if host.interrupted:
-                raise KeyboardInterrupt from error
-            raise
-    return store.snapshots()
+    with opened(store) as kept:
+        callback = SnapshotCallback(
+            trainer,
+            mode=train_data.task.mode,
+            class_names=train_data.task.class_names,
+            normalization=normalization,
+            store=kept,
+            params=params,
+            dataset=val_data.reference(),
+            training_images=train_data.image_digests,
+            previews=partial(predict_previews, data=val_data, normalization=normalization, precision=precision),
+        )
+        # The loader asks for its epoch when its iterator is made, which Lightning does before it counts the epoch up:
+        # completed steps are the one count that is always right, after a resume too.
+        epoch = _EpochFromSteps()
+        train_loader = training_loader(
+            train_data,
+            TrainTransform(options.crop_size, fill=normalization.raw_mean(), augment=options.augment),
+            batch_size=options.batch_size,
+            seed=options.seed,
+            workers=options.workers,
+            epoch_of=epoch,
+        )
+        val_loader = evaluation_loader(val_data, batch_size=options.batch_size, workers=options.workers, divisor=stride)
+        torch.manual_seed(options.seed)  # dropout; batches and augmentation have seeds of their own
+        with _quiet():
+            host = _host(epochs, device, precision, [callback], checkpoint_folder)
+            epoch.bind(host, len(train_loader))
+            try:
+                host.fit(
+                    _module(model, normalization, train_data.task, options),
+                    train_loader,
+                    val_loader,
+                    ckpt_path=str(resume_from) if resume_from else None,
+                    weights_only=True,  # a checkpoint holds tensors and plain values: nothing in it is executed
+                )
+            except SystemExit as error:
+                # Lightning answers Ctrl-C by leaving the process; the one who called decides that.
+                if host.interrupted:
+                    raise KeyboardInterrupt from error
+                raise
+        return kept.snapshots()
 
 
 def _module(model: nn.Module, normalization: Normalization, task: Task, options: FitOptions) -> SegmentationModule:

@@ -202,3 +202,20 @@ def test_a_network_that_nobody_could_build_again_is_refused(tracking):
         log_snapshot(torch.nn.Conv2d(3, 1, 1), {"val_iou": 0.5}, 1, store=store, **about)
     assert store.snapshots() == []
     store.close()
+
+
+def test_without_a_store_training_opens_mlflow_and_ends_its_run(tracking, make_tiny_network, tiny_splits):
+    from smp_ensemble.exceptions import ConfigError
+    from smp_ensemble.training.fit import FitOptions, fit
+
+    options = FitOptions(batch_size=4, crop_size=32, precision="32", accelerator="cpu")
+    data = (tiny_splits.train, tiny_splits.val)
+    (snapshot,) = fit(make_tiny_network(), *data, trainer="single", epochs=1, options=options)
+    assert load_model(snapshot.uri).members[0].training_images == frozenset(tiny_splits.train.image_digests)
+    parent = tracking.get_run(tracking.get_run(snapshot.run_id).data.tags[names.PARENT_RUN])
+    assert parent.info.status == "FINISHED"
+
+    with pytest.raises(ConfigError, match="unknown loss 'dise'"):
+        fit(make_tiny_network(), *data, trainer="single", epochs=1, options=FitOptions(loss="dise", crop_size=32))
+    (failed,) = [run for run in tracking.search_runs(["0"]) if run.info.status == "FAILED"]
+    assert "unknown loss 'dise'" in failed.data.tags[names.ERROR]
