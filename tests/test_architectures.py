@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import EntryPoint
+from types import SimpleNamespace
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -48,7 +49,8 @@ def plugins(monkeypatch):
     """Two architectures as a third party would install them."""
     found = [EntryPoint(name, f"plugin:{name}", architectures.GROUP) for name in ("tiny-plugin", "nothing")]
     factories = {"tiny-plugin": build_plugin, "nothing": build_nothing}
-    monkeypatch.setattr(registry, "entry_points", lambda group: found if group == architectures.GROUP else [])
+    third_party = SimpleNamespace(name="third-party", entry_points=found)
+    monkeypatch.setattr(registry, "distributions", lambda: [third_party])
     monkeypatch.setattr(EntryPoint, "load", lambda point: factories[point.name])
 
 

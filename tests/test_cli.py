@@ -238,7 +238,7 @@ def test_mlproject_offers_every_command_and_option():
     for name, command in cli.COMMANDS.items():
         parameters, line = points[name]["parameters"], points[name]["command"]
         assert set(parameters) == {known.name for known in fields(command.options)}
-        assert line.startswith(f"smp-ensemble {name} ")
+        assert line.startswith(f"python -m smp_ensemble.cli {name} ")
         for known in fields(command.options):
             assert f"{cli.flag(known.name)} {{{known.name}}}" in line
             assert ("default" in parameters[known.name]) != bool(known.metadata.get("required"))
