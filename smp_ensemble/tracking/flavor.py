@@ -54,7 +54,6 @@ def log_folder(
     run_id: str,
     step: int = 0,
     signature: str = "params",
-    metadata: dict[str, Any] | None = None,
 ) -> None:
     """Uploads a folder as the artifacts of a logged model that was created before, and makes it READY.
 
@@ -62,7 +61,7 @@ def log_folder(
     """
     location = client.get_logged_model(model_id).artifact_location
     model = Model(artifact_path=location, run_id=run_id, model_uuid=model_id, model_id=model_id)
-    complete(folder, model=model, signature=signature, metadata=metadata)
+    complete(folder, model=model, signature=signature)
     client.log_model_artifacts(model_id, str(folder))
     client.finalize_logged_model(model_id, "READY")
     outputs = client.get_run(run_id).outputs

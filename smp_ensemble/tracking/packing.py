@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
@@ -94,21 +93,17 @@ def _copy_code(folder: Path) -> None:
     (info / "entry_points.txt").write_text(installed.read_text("entry_points.txt") or "", encoding="utf-8")
 
 
-def complete(
-    folder: Path, *, model: Model | None = None, signature: str = "params", metadata: dict[str, Any] | None = None
-) -> Model:
+def complete(folder: Path, *, model: Model | None = None, signature: str = "params") -> Model:
     """Turns a folder with `ensemble.json` and its members into an MLflow model, in place; safe to repeat.
 
     Args:
         folder: As `artifact.save_ensemble` wrote it.
         model: MLflow's description, with ids where the model is tracked; None: a fresh one.
         signature: One of `SIGNATURES`.
-        metadata: Further plain values for MLmodel.
     """
     spec = artifact.read_spec(folder)
     model = model or Model()
     model.signature = signature_of(signature, spec.in_channels)
-    model.metadata = {**(model.metadata or {}), **(metadata or {})} or None
     code = folder / CODE_FOLDER
     shutil.rmtree(code, ignore_errors=True)
     code.mkdir()

@@ -12,15 +12,14 @@ from smp_ensemble.exceptions import ConfigError, NetworkError
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.precision import choose_device
 from smp_ensemble.tracking.flavor import load_model
-from smp_ensemble.typing import Task
-from smp_ensemble.workflows.guards import check_fits, check_leaks
+from smp_ensemble.workflows.guards import check_fits, check_leaks, task_of
 from smp_ensemble.workflows.scoring import Score, score
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from smp_ensemble.data.forms import DataSplits
-    from smp_ensemble.typing import Snapshot
+    from smp_ensemble.typing import Snapshot, Task
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,9 @@ def load_snapshot(uri: str, task: Task) -> Member:
             f"{uri} is an ensemble of {len(ensemble.members)}, expected one snapshot: pick its members by id, or "
             "by the name it is registered under"
         )
+    check_fits(uri, task_of(ensemble), task)
     (member,) = ensemble.members
     assert isinstance(member, Member)
-    found = Task(ensemble.mode, ensemble.class_names, member.normalization.in_channels)
-    check_fits(uri, found, task)
     return member
 
 

@@ -16,8 +16,7 @@ from smp_ensemble.tracking.flavor import load_model
 from smp_ensemble.tracking.report import draw_overlay_sheet, truth_for_overlay
 from smp_ensemble.tracking.runs import tracked_run
 from smp_ensemble.training.previews import preview_indices
-from smp_ensemble.typing import Task
-from smp_ensemble.workflows.guards import check_fits, check_leaks
+from smp_ensemble.workflows.guards import check_fits, check_leaks, task_of
 from smp_ensemble.workflows.results import Report
 from smp_ensemble.workflows.scoring import Score, score
 from smp_ensemble.workflows.train import load_splits
@@ -75,8 +74,7 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     loaded = load_model(options.model)
     members = [member for member in loaded.members if isinstance(member, Member)]
     data = load_splits(options).split(options.split)
-    found = Task(loaded.mode, loaded.class_names, members[0].normalization.in_channels)
-    check_fits(options.model, found, data.task)
+    check_fits(options.model, task_of(loaded), data.task)
     check_leaks(members, data, options.split)
     engine = Engine(loaded, choose_device(options.accelerator), options.precision)
     thresholds = [loaded.threshold] * (len(members) + 1)

@@ -5,16 +5,24 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from smp_ensemble.ensembling.member import Member
 from smp_ensemble.exceptions import LeakError, NetworkError
+from smp_ensemble.typing import Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from smp_ensemble.data.datasets import SegmentationDataset
-    from smp_ensemble.ensembling.member import Member
-    from smp_ensemble.typing import Task
+    from smp_ensemble.ensembling.ensemble import Ensemble
 
 logger = logging.getLogger(__name__)
+
+
+def task_of(ensemble: Ensemble) -> Task:
+    """What a loaded model predicts, from what it carries."""
+    first = ensemble.members[0]
+    assert isinstance(first, Member)  # all that is stored is made of members
+    return Task(ensemble.mode, ensemble.class_names, first.normalization.in_channels)
 
 
 def check_fits(uri: str, task: Task, wanted: Task) -> None:
