@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from smp_ensemble.data import splits
 from smp_ensemble.data.contests import SUFFIXES, describe_contest
@@ -28,11 +27,19 @@ _MOST_UNNAMED_CLASSES = 64
 
 @dataclass(frozen=True)
 class DataSplits:
-    """What trains, what is scored while training, and what is kept for the end."""
+    """What trains, what is scored while training, and what is kept for the end.
+
+    Attributes:
+        train: What trains.
+        val: What is scored while training, and what selection goes by; no fold and no bootstrap sample trains on it.
+        test: What is kept for the end, or None.
+        left_out: Images that would train, but for this fold or bootstrap sample; None without one.
+    """
 
     train: SegmentationDataset
     val: SegmentationDataset
     test: SegmentationDataset | None = None
+    left_out: SegmentationDataset | None = None
 
     @property
     def task(self) -> Task:
@@ -45,12 +52,40 @@ class DataSplits:
         Raises:
             ConfigError: There is no such split.
         """
-        found = {"train": self.train, "val": self.val, "test": self.test}
+        found = {"train": self.train, "val": self.val, "test": self.test, "left-out": self.left_out}
         dataset = found.get(name)
         if dataset is None:
             there = ", ".join(split for split, data in found.items() if data is not None)
-            raise ConfigError(f"{self.train.source} has no split '{name}': expected one of {there}")
+            how = "; folds=N with fold=K leaves a fold out" if name == "left-out" else ""
+            raise ConfigError(f"{self.train.source} has no split '{name}': expected one of {there}{how}")
         return dataset
+
+    def part(
+        self, fold: int | None, *, folds: int | None = None, bootstrap: int | None = None, split_seed: int = 0
+    ) -> DataSplits:
+        """The same `val` and `test`, with a part of `train`: what one fold leaves, or one bootstrap sample.
+
+        Args:
+            fold: Which fold is left out, or which sample is drawn, from 0; None: all of `train`.
+            folds: Number of folds: stratified, and groups stay together.
+            bootstrap: Number of bootstrap samples, drawn with replacement, by group where there are groups.
+            split_seed: Of folds and samples.
+
+        Raises:
+            ConfigError: `fold` is not one of them, there are both or neither, or too few images.
+        """
+        splits.check_part(folds, bootstrap, fold)
+        if fold is None:
+            return self
+        name, groups = self.train.name.removesuffix("-train"), self.train.groups
+        if folds is not None:
+            train, rest = splits.fold_split(self.train.class_presence, groups, folds, split_seed)[fold]
+            what = "fold"
+        else:
+            train, rest = splits.bootstrap_split(len(self.train), groups, fold, split_seed)
+            what = "out-of-bag"
+        left_out = self.train.subset(rest, f"{name}-{what}{fold}")
+        return replace(self, train=self.train.subset(train), left_out=left_out)
 
 
 def load_data(
@@ -60,14 +95,18 @@ def load_data(
     mode: Mode | None = None,
     holdout: str = "0.15,0.15",
     folds: int | None = None,
+    bootstrap: int | None = None,
     fold: int | None = None,
     split_seed: int = 0,
 ) -> DataSplits:
     """Reads a data set, checks all of it, and splits it.
 
     Splits that the data names are kept. A missing `val` is set apart from `train`; `val` and `test` are both set apart
-    where the data names nothing but `train`, or nothing at all. With `folds`, `train` and `val` are pooled, and fold
-    number `fold` is `val`. Images of one group stay together.
+    where the data names nothing but `train`, or nothing at all. Images of one group stay together.
+
+    With `fold`, the images of `train` are divided further: fold number `fold` of `folds` is `left_out` and the other
+    folds train, or bootstrap sample number `fold` trains and the images that were not drawn are `left_out`. `val` and
+    `test` are the same for all of them, so their snapshots compare, and selection goes by images that none trained on.
 
     Class names and mode come from `classes.json`, else from the masks: ids 0 and 1 are binary. Without `classes.json`,
     masks that hold nothing but 0 and 255 are taken as the field's usual black and white: there 255 is the foreground,
@@ -78,8 +117,9 @@ def load_data(
         mask_column: Column of `splits.csv` with the masks to learn.
         mode: Overrides the data's own: two classes may run as `binary` or as `multiclass`.
         holdout: Fractions of all images for `val` and `test`.
-        folds: Number of cross-validation folds, or None.
-        fold: Which of them validates, from 0.
+        folds: Number of cross-validation folds of the training images, or None.
+        bootstrap: Number of bootstrap samples of the training images, or None.
+        fold: Which fold is left out, or which bootstrap sample trains, from 0; None: `train` is not divided.
         split_seed: Of the shuffle, independent of the training seed.
 
     Raises:
@@ -87,7 +127,7 @@ def load_data(
         ConfigError: An option does not fit the data, or another option.
     """
     fractions = _fractions(holdout)
-    _check_folds(folds, fold)
+    splits.check_part(folds, bootstrap, fold)
     name, source, description = _describe(spec, mask_column, mode)
     scans = scan(description.records)
     if _black_and_white(description, scans):
@@ -96,9 +136,10 @@ def load_data(
     task = _task(description, scans, mode, source)
     check_ids(description.records, scans, task)
     whole = SegmentationDataset(name, source, task, description.records, scans)
-    indices = _arrange(whole, fractions, folds, fold, split_seed)
+    indices = _arrange(whole, fractions, split_seed)
     parts = {split: whole.subset(indices[split], f"{name}-{split}") for split in SPLITS if len(indices[split])}
-    return DataSplits(parts["train"], parts["val"], parts.get("test"))
+    found = DataSplits(parts["train"], parts["val"], parts.get("test"))
+    return found.part(fold, folds=folds, bootstrap=bootstrap, split_seed=split_seed)
 
 
 def _describe(spec: str, mask_column: str, mode: Mode | None) -> tuple[str, str, Description]:
@@ -171,34 +212,19 @@ def _with_white_as_one(record: Record) -> Record:
     return replace(record, mask=ClassMaskFiles(tuple(replace(file, replaced=white) for file in mask.files)))
 
 
-def _arrange(
-    whole: SegmentationDataset, fractions: tuple[float, float], folds: int | None, fold: int | None, seed: int
-) -> dict[str, splits.Indices]:
+def _arrange(whole: SegmentationDataset, fractions: tuple[float, float], seed: int) -> dict[str, splits.Indices]:
     """Indices of each split."""
     named = np.array([record.split or "train" for record in whole.records])
     indices = {split: np.flatnonzero(named == split) for split in SPLITS}
-    if not len(indices["train"]):
+    pool = indices["train"]
+    if not len(pool):
         raise DataError(f"{whole.source}: expected images of split 'train', found none")
-    nothing_named = len(indices["train"]) == len(whole)
-    if folds is None and len(indices["val"]):
+    if len(indices["val"]):
         return indices
-    pool = np.sort(np.concatenate([indices["train"], indices["val"]]))
-    presence = whole.class_presence
-    groups = whole.groups
-
-    def part(chosen: splits.Indices) -> tuple[npt.NDArray[np.bool_], list[str] | None]:
-        return presence[chosen], None if groups is None else [groups[index] for index in chosen]
-
-    if folds is None or fold is None:
-        wanted = fractions if nothing_named else fractions[:1]
-        train, *others = splits.holdout_split(*part(pool), wanted, seed)
-        indices |= {"train": pool[train]} | {split: pool[kept] for split, kept in zip(SPLITS[1:], others, strict=False)}
-        return indices
-    if nothing_named:
-        rest, test = splits.holdout_split(*part(pool), fractions[1:], seed)
-        indices["test"], pool = pool[test], pool[rest]
-    train, val = splits.fold_split(*part(pool), folds, seed)[fold]
-    return indices | {"train": pool[train], "val": pool[val]}
+    wanted = fractions if len(pool) == len(whole) else fractions[:1]
+    groups = None if whole.groups is None else [whole.groups[index] for index in pool]
+    train, *others = splits.holdout_split(whole.class_presence[pool], groups, wanted, seed)
+    return indices | {"train": pool[train]} | {name: pool[part] for name, part in zip(SPLITS[1:], others, strict=False)}
 
 
 def _fractions(holdout: str) -> tuple[float, float]:
@@ -212,12 +238,3 @@ def _fractions(holdout: str) -> tuple[float, float]:
     if not (0 < val < 1 and 0 <= test < 1 and val + test < 1):
         raise ConfigError(f"holdout: expected a val fraction above 0 and a sum below 1, found '{holdout}'")
     return val, test
-
-
-def _check_folds(folds: int | None, fold: int | None) -> None:
-    if folds is None and fold is None:
-        return
-    if folds is None or folds < 2:
-        raise ConfigError(f"folds: expected at least 2, found {folds}; fold picks one of them")
-    if fold is None or not 0 <= fold < folds:
-        raise ConfigError(f"fold: expected 0..{folds - 1} for {folds} folds, found {fold}")

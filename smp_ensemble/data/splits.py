@@ -59,11 +59,11 @@ def fold_split(
     Args:
         presence: Which image holds which class, shape `(n, num_classes)`.
         groups: The group of each image, or None.
-        folds: How many; each image is validated in exactly one.
+        folds: How many; each image is left out in exactly one.
         seed: Of the shuffle; use the same one whatever the training seed.
 
     Returns:
-        Ascending indices `(train, val)` for each fold.
+        Ascending indices `(train, left out)` for each fold.
 
     Raises:
         ConfigError: Fewer than 2 folds, or fewer images or groups than folds.
@@ -80,6 +80,65 @@ def fold_split(
     if all(len(val) and len(train) for train, val in split):
         return split
     return _sorted(GroupKFold(folds).split(labels, labels, np.asarray(groups)))  # never empty
+
+
+def bootstrap_split(images: int, groups: Sequence[str] | None, sample: int, seed: int) -> tuple[Indices, Indices]:
+    """A bootstrap sample, drawn with replacement, and the images that it left out (out of bag).
+
+    As many images are drawn as there are; with groups, as many groups, each with all of its images. A sample that
+    leaves nothing out, which only a handful of images can give, is drawn again.
+
+    Args:
+        images: How many there are.
+        groups: The group of each image, or None.
+        sample: Which sample, from 0.
+        seed: Of all samples; use the same one whatever the training seed.
+
+    Returns:
+        Ascending indices `(drawn, left out)`; an index that was drawn more than once comes more than once.
+
+    Raises:
+        ConfigError: Fewer than 2 images or groups.
+
+    References:
+        Breiman, "Bagging Predictors", Machine Learning 24, 1996.
+
+    Example:
+        >>> drawn, left_out = bootstrap_split(6, None, sample=0, seed=0)
+        >>> drawn.tolist(), left_out.tolist()
+        ([0, 1, 1, 3, 3, 5], [2, 4])
+    """
+    _check_enough(images, groups, 2, "a bootstrap sample")
+    unit = np.arange(images) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    units = int(unit.max()) + 1
+    generator = np.random.default_rng([seed, sample])
+    drawn = np.zeros(units, dtype=np.int64)
+    while drawn.sum() == 0 or drawn.all():
+        drawn = np.bincount(generator.integers(units, size=units), minlength=units)
+    times = drawn[unit]
+    return np.repeat(np.arange(images), times), np.flatnonzero(times == 0)
+
+
+def check_part(folds: int | None, bootstrap: int | None, fold: int | None) -> None:
+    """Refuses numbers of folds or bootstrap samples, and of one of them, that make no sense.
+
+    Raises:
+        ConfigError: Both are given, or neither but a `fold`, or too few, or `fold` is not one of them.
+    """
+    if folds is not None and bootstrap is not None:
+        raise ConfigError(f"folds={folds} and bootstrap={bootstrap} both divide the training images: leave one out")
+    if folds is not None and folds < 2:
+        raise ConfigError(f"folds: expected at least 2, found {folds}")
+    if bootstrap is not None and bootstrap < 1:
+        raise ConfigError(f"bootstrap: expected at least 1 sample, found {bootstrap}")
+    if fold is None:
+        return
+    parts = folds if folds is not None else bootstrap
+    if parts is None:
+        raise ConfigError(f"fold={fold} is one of what: pass folds=N or bootstrap=N too")
+    if not 0 <= fold < parts:
+        what = "folds" if folds is not None else "bootstrap samples"
+        raise ConfigError(f"fold: expected 0..{parts - 1} for {parts} {what}, found {fold}")
 
 
 def _set_apart(

@@ -60,5 +60,5 @@ def check_leaks(members: Iterable[Member], data: SegmentationDataset, what: str)
         if shared:
             raise LeakError(
                 f"{name} was trained on {shared} of the {len(digests)} {what} images: its score would mean nothing. "
-                "Use the split (split-seed, fold) that it was trained with, or leave it out"
+                "Use the split-seed (for left-out images the fold too) that it was trained with, or leave it out"
             )

@@ -60,22 +60,57 @@ def test_splits_without_train_are_refused(make_folder):
 
 def test_groups_stay_together(make_folder):
     folder = str(make_folder(some(20), splits=rows(*[""] * 20, group=True)))
-    for options in ({}, {"folds": 3, "fold": 1}):
+    for options in ({}, {"folds": 3, "fold": 1}, {"bootstrap": 3, "fold": 2}):
         data = load_data(folder, **options)
-        groups = [set(data.split(split).groups) for split in ("train", "val", "test")]
+        parts = [data.train, data.val, data.test, data.left_out]
+        groups = [set(part.groups) for part in parts if part is not None]
         assert all(groups)
         assert sum(map(len, groups)) == len(set().union(*groups)) == 10
 
 
-def test_folds_pool_train_and_val_and_leave_test_apart(make_folder):
-    folder = str(make_folder(some(12), splits=rows(*["train"] * 6, *["val"] * 4, *["test"] * 2)))
-    found = [names(load_data(folder, folds=5, fold=fold)) for fold in range(5)]
-    assert all(splits["test"] == {"i10", "i11"} for splits in found)
-    assert sorted(name for splits in found for name in splits["val"]) == [f"i{i:02}" for i in range(10)]
-    assert all(len(splits["train"] & splits["val"]) == 0 for splits in found)
-    unsplit = str(make_folder(some(20), name="unsplit"))
-    tests = {frozenset(names(load_data(unsplit, folds=4, fold=fold))["test"]) for fold in range(4)}
-    assert tests == {frozenset(load_data(unsplit).test.names)}
+@pytest.mark.parametrize("named", [True, False])
+def test_each_training_image_is_left_out_in_one_fold_and_val_and_test_are_shared(make_folder, named):
+    splits = rows(*["train"] * 10, *["val"] * 4, *["test"] * 2) if named else None
+    folder = str(make_folder(some(16), splits=splits))
+    whole = load_data(folder)
+    found = [load_data(folder, folds=5, fold=fold) for fold in range(5)]
+    assert sorted(name for data in found for name in data.left_out.names) == sorted(whole.train.names)
+    for fold, data in enumerate(found):
+        assert set(data.train.names) | set(data.left_out.names) == set(whole.train.names)
+        assert not set(data.train.image_digests) & set(data.left_out.image_digests)
+        assert (data.val.digest, data.test.digest) == (whole.val.digest, whole.test.digest)
+        assert data.split("left-out").name == f"set-fold{fold}"
+        assert data.train.name == whole.train.name
+        assert data.train.digest != whole.train.digest
+    assert load_data(folder, folds=5, fold=3).train.names == found[3].train.names
+    assert load_data(folder, folds=5, fold=3, split_seed=1).left_out.names != found[3].left_out.names
+
+
+def test_bootstrap_samples_leave_out_what_they_did_not_draw(make_folder):
+    folder = str(make_folder(some(20), splits=rows(*["train"] * 16, *["val"] * 4)))
+    whole = load_data(folder)
+    found = [load_data(folder, bootstrap=3, fold=sample) for sample in range(3)]
+    for sample, data in enumerate(found):
+        assert len(data.train) == len(whole.train)
+        assert set(data.train.names) | set(data.left_out.names) == set(whole.train.names)
+        assert not set(data.train.names) & set(data.left_out.names)
+        assert data.val.digest == whole.val.digest
+        assert data.left_out.name == f"set-out-of-bag{sample}"
+    assert len({data.train.names for data in found}) == 3
+    assert load_data(folder, bootstrap=3, fold=1).train.names == found[1].train.names
+    assert load_data(folder, bootstrap=50, fold=1).train.names == found[1].train.names
+
+
+def test_a_part_of_data_that_is_read_already_is_the_same(make_folder):
+    folder = str(make_folder(some(12)))
+    whole = load_data(folder, folds=3)
+    assert whole.left_out is None
+    assert whole.train.names == load_data(folder).train.names
+    part = whole.part(2, folds=3)
+    again = load_data(folder, folds=3, fold=2)
+    assert (part.train.names, part.left_out.names) == (again.train.names, again.left_out.names)
+    with pytest.raises(ConfigError, match="no split 'left-out': expected one of train, val, test; folds=N with fold=K"):
+        whole.split("left-out")
 
 
 @pytest.mark.parametrize(
@@ -157,9 +192,12 @@ def test_a_mode_must_fit_the_data(make_folder):
         ({"holdout": "0,0.2"}, "holdout: expected a val fraction above 0 and a sum below 1, found '0,0.2'"),
         ({"holdout": "0.6,0.4"}, "holdout: expected a val fraction above 0 and a sum below 1"),
         ({"holdout": "nan"}, "holdout: expected a val fraction"),
-        ({"folds": 5}, r"fold: expected 0\.\.4 for 5 folds, found None"),
         ({"folds": 5, "fold": 5}, r"fold: expected 0\.\.4 for 5 folds, found 5"),
-        ({"fold": 1}, "folds: expected at least 2, found None; fold picks one of them"),
+        ({"folds": 5, "fold": -1}, r"fold: expected 0\.\.4 for 5 folds, found -1"),
+        ({"bootstrap": 5, "fold": 5}, r"fold: expected 0\.\.4 for 5 bootstrap samples, found 5"),
+        ({"bootstrap": 0, "fold": 0}, "bootstrap: expected at least 1 sample, found 0"),
+        ({"folds": 5, "bootstrap": 2, "fold": 1}, "folds=5 and bootstrap=2 both divide the training images: leave one"),
+        ({"fold": 1}, "fold=1 is one of what: pass folds=N or bootstrap=N too"),
         ({"folds": 1, "fold": 0}, "folds: expected at least 2, found 1"),
         ({"mask_column": "mask_x"}, "mask column 'mask_x': only a folder has a choice of masks"),
     ],
@@ -170,7 +208,7 @@ def test_options_that_make_no_sense_are_refused(options, message):
 
 
 def test_too_few_images_for_the_folds_are_refused():
-    with pytest.raises(ConfigError, match="6 folds needs at least 6 images, found 5"):
+    with pytest.raises(ConfigError, match="6 folds needs at least 6 images, found 4"):
         load_data("synthetic:count=6,size=32", folds=6, fold=0)
 
 

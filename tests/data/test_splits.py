@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smp_ensemble.data.splits import fold_split, holdout_split
+from smp_ensemble.data.splits import bootstrap_split, fold_split, holdout_split
 from smp_ensemble.exceptions import ConfigError
 
 
@@ -42,7 +42,7 @@ def test_a_holdout_parts_all_images_and_no_group(data, seed):
 
 @settings(deadline=None)
 @given(st.booleans().flatmap(lambda grouped: labelled(4, grouped=grouped)), st.integers(2, 4), st.integers(0, 5))
-def test_each_image_is_validated_in_one_fold(data, folds, seed):
+def test_each_image_is_left_out_in_one_fold(data, folds, seed):
     presence, groups = data
     split = fold_split(presence, groups, folds, seed)
     assert len(split) == folds
@@ -52,6 +52,37 @@ def test_each_image_is_validated_in_one_fold(data, folds, seed):
         assert len(val)
         assert sorted([*train, *val]) == list(range(len(presence)))
         assert groups is None or sides_share_no_group(groups, train, val)
+
+
+@given(st.booleans().flatmap(lambda grouped: labelled(2, grouped=grouped)), st.integers(0, 9), st.integers(0, 5))
+def test_a_bootstrap_sample_draws_as_many_and_leaves_the_others_out(data, sample, seed):
+    groups = data[1]
+    images = len(data[0])
+    drawn, left_out = bootstrap_split(images, groups, sample, seed)
+    assert len(drawn)
+    assert len(left_out)
+    assert sorted({*drawn, *left_out}) == list(range(images))
+    assert not set(drawn) & set(left_out)
+    assert (np.diff(drawn) >= 0).all()
+    assert (np.diff(left_out) > 0).all()
+    if groups is None:
+        assert len(drawn) == images
+    else:
+        assert sides_share_no_group(groups, drawn, left_out)
+        times = {group: set() for group in groups}
+        for index in range(images):
+            times[groups[index]].add(int((drawn == index).sum()))
+        assert all(len(found) == 1 for found in times.values())  # a group is drawn whole, each time
+        assert sum(found.pop() for found in times.values()) == len(times)
+    again = bootstrap_split(images, groups, sample, seed)
+    assert np.array_equal(again[0], drawn)
+    assert np.array_equal(again[1], left_out)
+
+
+def test_bootstrap_samples_leave_out_37_percent():
+    shares = [len(bootstrap_split(500, None, sample, seed=0)[1]) / 500 for sample in range(20)]
+    assert np.mean(shares) == pytest.approx((1 - 1 / 500) ** 500, abs=0.01)
+    assert len({tuple(bootstrap_split(9, None, sample, seed)[0]) for sample in range(3) for seed in range(3)}) == 9
 
 
 def test_shares_and_rare_classes_are_kept():
@@ -87,6 +118,7 @@ def test_a_fraction_of_nothing_gives_an_empty_part():
         (lambda p: fold_split(p, None, 1, 0), "folds: expected at least 2, found 1"),
         (lambda p: fold_split(p, None, 11, 0), "11 folds needs at least 11 images, found 10"),
         (lambda p: fold_split(p, ["a", "b"] * 5, 3, 0), "3 folds needs at least 3 groups, found 2"),
+        (lambda p: bootstrap_split(10, ["a"] * 10, 0, 0), "a bootstrap sample needs at least 2 groups, found 1"),
     ],
 )
 def test_what_cannot_be_split_is_refused(split, message):
