@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from smp_ensemble.tracking.store import log_snapshot as log_snapshot
     from smp_ensemble.training import schedules as schedules
     from smp_ensemble.training import trainers as trainers
+    from smp_ensemble.training.batch_norm import refresh_batch_norm as refresh_batch_norm
     from smp_ensemble.training.callback import SnapshotCallback as SnapshotCallback
     from smp_ensemble.training.fit import FitOptions as FitOptions
     from smp_ensemble.training.fit import fit as fit
+    from smp_ensemble.training.weights import average_weights as average_weights
     from smp_ensemble.typing import Snapshot as Snapshot
     from smp_ensemble.workflows.assembling import build_ensemble as build_ensemble
 
@@ -43,9 +45,11 @@ _WHERE = {
     "log_snapshot": "tracking.store",
     "schedules": "training",
     "trainers": "training",
+    "refresh_batch_norm": "training.batch_norm",
     "SnapshotCallback": "training.callback",
     "FitOptions": "training.fit",
     "fit": "training.fit",
+    "average_weights": "training.weights",
     "Snapshot": "typing",
     "build_ensemble": "workflows.assembling",
 }

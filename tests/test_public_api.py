@@ -13,6 +13,8 @@ import smp_ensemble
 PROMISED = {
     "fit",
     "SnapshotCallback",
+    "average_weights",
+    "refresh_batch_norm",
     "log_snapshot",
     "trainers",
     "schedules",
