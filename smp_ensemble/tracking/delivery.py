@@ -69,6 +69,15 @@ class Delivery:
                 self.run.log_dataset(DatasetReference(**content["dataset"]), content["context"])
             case "metrics":
                 self.run.log_metrics(content["metrics"], content["step"], timestamp=content["timestamp"])
+            case "scores":
+                run = attach(content["run_id"]) if content["run_id"] else self.run
+                run.log_metrics(
+                    content["metrics"],
+                    content["step"],
+                    model_id=content["model_id"],
+                    dataset=DatasetReference(**content["dataset"]),
+                    timestamp=content["timestamp"],
+                )
             case "file":
                 self.run.log_file(entry.folder / content["name"], content["folder"])
             case "snapshot":

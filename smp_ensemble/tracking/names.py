@@ -17,6 +17,8 @@ RUN_NAME = "mlflow.runName"
 NOTE = "mlflow.note.content"
 
 TRAINING, SNAPSHOT, ENSEMBLE, EVALUATION = "training", "snapshot", "ensemble", "evaluation"
+PLAN = "plan"
+"""Several trainings in one call: their runs are its children."""
 
 LOWER_IS_BETTER = frozenset({"loss", "ece", "nll", "brier"})
 

@@ -60,6 +60,11 @@ class TrackedRun:
     name: str
     owned: bool
 
+    @property
+    def link(self) -> str:
+        """The address of the snapshots of its experiment in the tracking UI, sorted by score."""
+        return names.snapshots_link(mlflow.get_tracking_uri(), self.experiment_id)
+
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Keeps params that the run does not have yet; None becomes the empty string.
 

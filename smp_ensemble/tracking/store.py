@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import mlflow
 import numpy as np
 from mlflow.exceptions import MlflowException
 
@@ -46,6 +45,7 @@ class MlflowStore:
         keep: Keep the weights of the best `keep` snapshots only; all scores stay. None: all.
         spool: The local folder for what is not delivered yet; None: `.smp_ensemble/spool` in the working folder.
         previews: Raw images and their masks, for the overlays of each snapshot.
+        parent_run_id: The run to nest the training's run under, in its experiment.
 
     Attributes:
         run: The training's run.
@@ -60,8 +60,9 @@ class MlflowStore:
         keep: int | None = None,
         spool: Path | None = None,
         previews: Sequence[tuple[npt.NDArray[np.generic], npt.NDArray[np.uint8]]] = (),
+        parent_run_id: str | None = None,
     ) -> None:
-        self.run = open_run(names.TRAINING, experiment=experiment, run_name=run_name)
+        self.run = open_run(names.TRAINING, experiment=experiment, run_name=run_name, parent_run_id=parent_run_id)
         self._saved = 0
         folder = (spool or Path(".smp_ensemble") / "spool") / self.run.run_id
         self._spool = Spool(folder)
@@ -77,7 +78,7 @@ class MlflowStore:
     @property
     def link(self) -> str:
         """The address of the snapshots' runs in the tracking UI, sorted by score."""
-        return names.snapshots_link(mlflow.get_tracking_uri(), self.run.experiment_id)
+        return self.run.link
 
     @property
     def last_step(self) -> int:
@@ -100,6 +101,20 @@ class MlflowStore:
         """Keeps points of the training's curves."""
         self.history.append((step, dict(metrics)))
         self._courier.put("metrics", {"metrics": dict(metrics), "step": step, "timestamp": now()})
+
+    def log_scores(
+        self, metrics: Mapping[str, float], dataset: DatasetReference, snapshot: Snapshot | None = None
+    ) -> None:
+        """Keeps scores on a further data set: a delivered snapshot's, or the whole training's."""
+        content: dict[str, Any] = {
+            "metrics": dict(metrics),
+            "dataset": asdict(dataset),
+            "step": snapshot.step if snapshot else self.last_step,
+            "timestamp": now(),
+            "run_id": snapshot.run_id if snapshot else None,
+            "model_id": snapshot.model_id if snapshot else None,
+        }
+        self._courier.put("scores", content)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Keeps a copy of a file as an artifact of the training's run."""

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import glob
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
-
-from smp_ensemble.architectures import create_network, from_config
 from smp_ensemble.ensembling.ensemble import Ensemble
-from smp_ensemble.ensembling.member import CONFIG_FILE, WEIGHTS_FILE, Member, load_weights
-from smp_ensemble.exceptions import ConfigError, NetworkError
+from smp_ensemble.ensembling.member import Member
+from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.precision import choose_device
 from smp_ensemble.registry import nearest
 from smp_ensemble.tracking.store import MlflowStore
 from smp_ensemble.typing import SnapshotRecord
+from smp_ensemble.workflows.checkpoints import find_checkpoints, load_checkpoint
 from smp_ensemble.workflows.results import Report
 from smp_ensemble.workflows.scoring import score
-from smp_ensemble.workflows.train import load_splits, normalization_for, pick_advice
+from smp_ensemble.workflows.starting import describe_network, normalization_for
+from smp_ensemble.workflows.train import load_splits, pick_advice
 
 if TYPE_CHECKING:
-    from smp_ensemble.typing import Task
     from smp_ensemble.workflows.options import ImportOptions
-
-SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Keys under which training scripts keep the weights inside a checkpoint."""
 
 
 def import_checkpoints(options: ImportOptions) -> Report:
@@ -50,7 +37,16 @@ def import_checkpoints(options: ImportOptions) -> Report:
     splits = load_splits(options)
     task = splits.task
     normalization = normalization_for(options.normalization, splits.train)
-    networks = [load_checkpoint(path, task, options) for path in files]  # all, before anything is tracked
+    networks = [  # all, before anything is tracked
+        load_checkpoint(
+            path,
+            task,
+            arch=options.arch,
+            encoder_name=options.encoder_name,
+            model_options=options.model_options,
+        )
+        for path in files
+    ]
     with MlflowStore(experiment=options.experiment, run_name=options.run_name) as store:
         store.log_params({"trainer": "import", "files": len(files), "data": options.data})
         store.log_dataset(splits.val.reference(), "validation")
@@ -67,12 +63,7 @@ def import_checkpoints(options: ImportOptions) -> Report:
                     epoch=0,
                     index=index,
                     metrics={f"val_{name}": value for name, value in found[-1].metrics.items()},
-                    params={
-                        "trainer": "import",
-                        "file": path.name,
-                        "arch": type(network).__name__.lower(),
-                        "encoder_name": getattr(getattr(network, "encoder", None), "name", options.encoder_name),
-                    },
+                    params={"trainer": "import", "file": path.name, **describe_network(network)},
                     dataset=splits.val.reference(),
                     training_images=splits.train.image_digests if options.trained_on == "train" else None,
                 )
@@ -82,85 +73,3 @@ def import_checkpoints(options: ImportOptions) -> Report:
         {"snapshot": one.model_id, "file": one.params["file"], "val IoU": one.metrics["val_iou"]} for one in snapshots
     ]
     return Report({"run_id": store.run_id, "snapshots": rows, "link": store.link}, rows, pick_advice(store.link))
-
-
-def find_checkpoints(spec: str) -> list[Path]:
-    """Files and smp folders that `spec` names: paths or globs, separated by commas.
-
-    Raises:
-        ConfigError: A part that names nothing, or a file of another kind.
-    """
-    found: list[Path] = []
-    for part in (one.strip() for one in spec.split(",")):
-        paths = sorted(Path(one) for one in glob.glob(part, recursive=True))  # noqa: PTH207 (absolute patterns)
-        if not paths:
-            raise ConfigError(f"no checkpoint found at '{part}': expected {', '.join(SUFFIXES)} or a folder of smp's")
-        for path in paths:
-            folder = path.is_dir() and (path / CONFIG_FILE).is_file()
-            if not folder and path.suffix.lower() not in SUFFIXES:
-                raise ConfigError(f"'{path}' is no checkpoint: expected {', '.join(SUFFIXES)} or a folder of smp's")
-            found.append(path)
-    return found
-
-
-def load_checkpoint(path: Path, task: Task, options: ImportOptions) -> nn.Module:
-    """The network of one checkpoint, in evaluation mode.
-
-    Raises:
-        NetworkError: It cannot be read without unpickling code, or does not fit the architecture or the data.
-    """
-    if path.is_dir():
-        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-        network = from_config(config)
-        outputs, bands = config.get("classes"), config.get("in_channels")
-        if (outputs, bands) != (task.num_outputs, task.in_channels):
-            raise NetworkError(
-                f"{path} has {outputs} outputs and {bands} bands, the data needs {task.num_outputs} and "
-                f"{task.in_channels}"
-            )
-        load_weights(network, read_tensors(path / WEIGHTS_FILE), str(path))
-        return network.eval()
-    network = create_network(
-        options.arch,
-        encoder_name=options.encoder_name,
-        in_channels=task.in_channels,
-        num_outputs=task.num_outputs,
-        model_options=options.model_options,
-    )
-    load_weights(network, _without_prefix(read_tensors(path), network), str(path))
-    return network.eval()
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The state dict of a checkpoint, whatever wraps it; never executes anything that a pickle may hold.
-
-    Raises:
-        NetworkError: Not a checkpoint, or one that holds more than tensors and plain values.
-    """
-    try:
-        if path.suffix.lower() == ".safetensors":
-            return load_file(path)
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError) as error:
-        raise NetworkError(f"cannot read {path}: {error}") from error
-    except Exception as error:  # torch raises whatever its unpickler raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise NetworkError(
-            f"cannot read {path} without executing code that it holds: {reason} "
-            "Save its weights alone: torch.save(model.state_dict(), path), or as safetensors"
-        ) from error
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping):
-        raise NetworkError(f"expected a state dict in {path}, got {type(content).__name__}")
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-
-
-def _without_prefix(tensors: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Drops what a wrapper put before each name (`model.`, `network.`, `module.`), and other modules' tensors."""
-    expected = next(iter(network.state_dict()))
-    prefix = next((name.removesuffix(expected) for name in tensors if name.endswith(expected)), "")
-    if not prefix:
-        return tensors
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

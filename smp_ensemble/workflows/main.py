@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from smp_ensemble.workflows.ensemble import EnsembleResult, ensemble
 from smp_ensemble.workflows.results import Report
-from smp_ensemble.workflows.train import Training, train
+from smp_ensemble.workflows.train import TrainResult, train
 
 if TYPE_CHECKING:
     from smp_ensemble.workflows.options import MainOptions
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MainResult:
-    """A training and the ensemble of its snapshots."""
+    """What was trained, and the ensemble of its snapshots."""
 
-    training: Training
+    training: TrainResult
     ensemble: EnsembleResult
 
     def report(self) -> Report:
@@ -28,7 +28,10 @@ class MainResult:
 
 
 def main(options: MainOptions) -> MainResult:
-    """Trains, then builds an ensemble from the new snapshots, or from what `where` or `pick` finds."""
+    """Trains, then builds an ensemble from the new snapshots, or from what `where` or `pick` finds.
+
+    All trainings of a plan are scored on one validation set, so their snapshots are ranked together.
+    """
     training = train(options)
     asked = bool(options.where.strip() or options.pick.strip())
     ranked = sorted(training.snapshots, key=lambda snapshot: -snapshot.metrics.get("val_iou", float("-inf")))

@@ -11,6 +11,8 @@ from smp_ensemble.exceptions import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+PASSES_HELP = "passes of each member with dropout on, averaged (MC dropout); 1: one pass, dropout off"
+
 _TRUE, _FALSE = {"true", "yes", "1", "on"}, {"false", "no", "0", "off"}
 
 
@@ -68,13 +70,29 @@ class DataOptions:
     mode: str | None = option(None, "binary, multiclass or multilabel; by default the data says", str)
     mask_column: str = option("mask", "target column of splits.csv")
     holdout: str = option("0.15,0.15", "shares of validation and test data where the data brings no splits")
-    folds: int | None = option(None, "split training and validation data into so many folds", parse_positive)
-    fold: int | None = option(None, "which fold validates, counted from 0", int)
     split_seed: int = option(0, "seed of the splits; the training seed never changes them")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(DataOptions):
+class PartOptions(DataOptions):
+    """Which part of the training images; validation and test data stay as they are."""
+
+    folds: int | None = option(
+        None, "divide the training images into so many folds, and train without each in turn", parse_positive
+    )
+    bootstrap: int | None = option(
+        None, "train on so many bootstrap samples of the training images, drawn with replacement", parse_positive
+    )
+    fold: int | None = option(
+        None,
+        "which fold is left out, or which bootstrap sample, counted from 0; none: all, one after the other (each may "
+        "also run on its own machine: mlflow run . -P folds=5 -P fold=3)",
+        int,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(PartOptions):
     """How to train."""
 
     arch: str = option("unet", "architecture: any of smp's, or a plugin's")
@@ -87,23 +105,39 @@ class TrainOptions(DataOptions):
         {}, 'further arguments of the architecture, as JSON: {"decoder_attention_type": "scse"}', parse_json
     )
     normalization: str = option("imagenet", "imagenet, dataset, min-max, per-image or none; kept with each member")
-    trainer: str = option("snapshot", "training method: snapshot (cosine cycles) or single (one cosine)")
+    trainer: str = option(
+        "snapshot",
+        "training method: single, snapshot, fge, swa, ema, checkpoints, boost, or a plugin's (docs/methods.md)",
+    )
     trainer_options: dict[str, Any] = option({}, "options of the method, as JSON", parse_json)
     epochs: int = option(20, "epochs of the whole training", parse_positive)
-    cycles: int | None = option(None, "cycles, and so snapshots, of the method (snapshot: 5)", parse_positive)
+    cycles: int | None = option(None, "cycles, and so snapshots, of the methods snapshot and boost (5)", parse_positive)
     loss: str = option("auto", "such as dice+bce or 0.5*lovasz+0.5*focal(gamma=2); auto: dice+bce, or dice+ce")
-    optimizer: str = option("sgd", "any optimizer that timm knows")
+    class_weights: str = option(
+        "none", "of cross-entropy: none, balanced, sqrt (from the pixels of each class), or numbers separated by commas"
+    )
+    optimizer: str = option("sgd", "any optimizer that timm knows; lookahead_NAME wraps it in Lookahead")
     lr: float = option(0.05, "maximum learning rate")
     weight_decay: float = option(1e-4, "on weights of two or more dimensions")
     encoder_lr_scale: float = option(1.0, "the encoder's rate as a factor of lr")
     freeze_encoder: bool = option(False, "keep the encoder as it is", parse_bool)
+    warmup_epochs: float = option(0.0, "epochs over which the rate climbs from 0; may be a fraction")
+    clip_norm: float = option(0.0, "largest norm of the gradients; 0: no limit")
+    accumulate: int = option(1, "batches whose gradients make one step", parse_positive)
+    patience: int = option(0, "stop after so many epochs without a better val_iou; 0: never")
     batch_size: int = option(8, "images in a batch", parse_positive)
     crop_size: int = option(128, "side of the square training crops, in pixels", parse_positive)
     augment: str = option("default", "level of augmentation: default, flips or none")
     workers: int = option(0, "data loading processes; 0: none, and the same batches")
     precision: str = option("auto", "Lightning's words (32, bf16-mixed, ...) or auto")
     accelerator: str = option("auto", "auto, cpu, cuda or mps")
+    init: str = option(
+        "",
+        "start from trained weights: models:/m-... of a tracked snapshot, a checkpoint file or a folder of smp's; "
+        "empty: from new ones",
+    )
     seed: int = option(0, "seed of weights, batches and augmentation")
+    seeds: int | None = option(None, "train so many times, with the seeds seed, seed+1, ...", parse_positive)
     keep: int | None = option(None, "keep the weights of the best so many snapshots; scores stay", parse_positive)
     experiment: str | None = option(None, "MLflow experiment, by name", str)
     run_name: str | None = option(None, "name of the training's run", str)
@@ -134,11 +168,12 @@ class MainOptions(TrainOptions, EnsembleOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(DataOptions):
+class EvaluateOptions(PartOptions):
     """What to score, on what."""
 
     model: str = option("", "any model of ours: models:/name@alias, models:/m-..., or a folder", required=True)
-    split: str = option("test", "train, val or test")
+    split: str = option("test", "train, val or test; left-out: the images of --fold")
+    passes: int = option(1, PASSES_HELP, parse_positive)
     batch_size: int = option(8, "images in a batch", parse_positive)
     precision: str = option("auto", "Lightning's words (32, bf16-mixed, ...) or auto")
     accelerator: str = option("auto", "auto, cpu, cuda or mps")
@@ -154,6 +189,7 @@ class PredictOptions:
     output: str = option("predictions", "folder for the results; for kind=rle also a .csv file")
     kind: str = option("mask", "mask, probabilities, rle or overlay")
     views: str = option("none", "test-time views")
+    passes: int = option(1, PASSES_HELP, parse_positive)
     batch_size: int = option(8, "images in a batch", parse_positive)
     precision: str = option("auto", "Lightning's words (32, bf16-mixed, ...) or auto")
     accelerator: str = option("auto", "auto, cpu, cuda or mps")
@@ -170,7 +206,7 @@ class SnapshotsOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportOptions(DataOptions):
+class ImportOptions(PartOptions):
     """Checkpoints that exist already."""
 
     files: str = option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -41,8 +42,11 @@ class Score:
     metrics: dict[str, float]
 
 
-class _Meter:
-    """All metrics of one model; with `threshold=None`, in binary mode, at the threshold with the best IoU."""
+class Meter:
+    """All metrics of one model; with `threshold=None`, in binary mode, at the threshold with the best IoU.
+
+    It holds sums over pixels, so it is small, and meters add up: see `pooled`.
+    """
 
     def __init__(self, task: Task, threshold: float | None) -> None:
         self._task = task
@@ -50,8 +54,19 @@ class _Meter:
         self._curve = ThresholdCurve() if task.mode == "binary" else None
         self._scores = SegmentationScores(task, DEFAULT_THRESHOLD if threshold is None else threshold)
         self._calibration = CalibrationScores(task)
+        for metric in (self._curve, self._scores, self._calibration):
+            if metric is not None:
+                metric.compute_with_cache = False  # what is merged in later counts too
+
+    def merge(self, other: Meter) -> None:
+        """Adds all pixels that another meter for the same task has seen."""
+        self._scores.merge_state(other._scores)
+        self._calibration.merge_state(other._calibration)
+        if self._curve is not None and other._curve is not None:
+            self._curve.merge_state(other._curve)
 
     def update(self, probabilities: Tensor, target: Tensor) -> None:
+        """Takes probabilities `(N, K, H, W)` and their truth, as the metrics do."""
         probabilities = probabilities.cpu()
         self._scores.update(probabilities, target)
         self._calibration.update(probabilities, target)
@@ -59,6 +74,7 @@ class _Meter:
             self._curve.update(probabilities, target)
 
     def score(self) -> Score:
+        """The scores of all pixels seen so far."""
         found = {name: float(value) for name, value in self._scores.compute().items()}
         metrics = {name: value for name, value in found.items() if name.split("/")[0] in {"iou", "dice"}}
         metrics |= {name: float(value) for name, value in self._calibration.compute().items()}
@@ -86,7 +102,29 @@ def score(
     thresholds: Sequence[float] | None = None,
     label: str = "",
 ) -> list[Score]:
-    """Scores of each member and, last, of the ensemble. Memory holds one member's probabilities and one sum.
+    """Scores of each member and, last, of the ensemble; see `measure`."""
+    meters = measure(engine, data, batch_size=batch_size, thresholds=thresholds, label=label)
+    return [meter.score() for meter in meters]
+
+
+def pooled(meters: Sequence[Meter]) -> Score:
+    """The scores of all pixels that several meters have seen, as if one had seen them all."""
+    first, *others = meters
+    together = copy.deepcopy(first)
+    for other in others:
+        together.merge(other)
+    return together.score()
+
+
+def measure(
+    engine: Engine,
+    data: SegmentationDataset,
+    *,
+    batch_size: int = 8,
+    thresholds: Sequence[float] | None = None,
+    label: str = "",
+) -> list[Meter]:
+    """A meter for each member and, last, for the ensemble. Memory holds one member's probabilities and one sum.
 
     Args:
         engine: Runs the ensemble.
@@ -97,7 +135,7 @@ def score(
         label: Of the progress bar.
     """
     members = len(engine.ensemble.members)
-    meters = [_Meter(data.task, thresholds[index] if thresholds else None) for index in range(members + 1)]
+    meters = [Meter(data.task, thresholds[index] if thresholds else None) for index in range(members + 1)]
     loader = evaluation_loader(data, batch_size=batch_size, workers=0, divisor=engine.stride)
     for batch in _progress(loader, label):
         target = batch["mask"]
@@ -107,10 +145,10 @@ def score(
             offset += len(part)
             combined = engine.ensemble.combine(_measured(engine.member_probabilities(part), meters, truth))
             meters[-1].update(combined, truth)
-    return [meter.score() for meter in meters]
+    return meters
 
 
-def _measured(probabilities: Iterator[Tensor], meters: Sequence[_Meter], truth: Tensor) -> Iterator[Tensor]:
+def _measured(probabilities: Iterator[Tensor], meters: Sequence[Meter], truth: Tensor) -> Iterator[Tensor]:
     """Hands on each member's probabilities after its meter has seen them."""
     for meter in meters[:-1]:
         one = next(probabilities)

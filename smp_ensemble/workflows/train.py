@@ -1,72 +1,101 @@
-"""`train`: data to snapshots in MLflow."""
+"""`train`: data to snapshots in MLflow, by one training or by a plan of several."""
 
 from __future__ import annotations
 
-import platform
-import tempfile
-from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
-from pathlib import Path
+import gc
+import logging
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from smp_ensemble.architectures import create_network
 from smp_ensemble.data.forms import load_data
-from smp_ensemble.data.normalization import make_normalization
 from smp_ensemble.exceptions import ConfigError
-from smp_ensemble.precision import choose_device, resolve_precision
 from smp_ensemble.registry import nearest
 from smp_ensemble.tracking import names
-from smp_ensemble.tracking.report import draw_curves, draw_learning_rate, truth_for_overlay
-from smp_ensemble.tracking.store import MlflowStore
-from smp_ensemble.training.fit import FitOptions, fit
-from smp_ensemble.training.previews import preview_indices
-from smp_ensemble.training.trainers import describe, make_trainer
+from smp_ensemble.tracking.runs import tracked_run
+from smp_ensemble.training.plans import make_plan
 from smp_ensemble.typing import MODES
+from smp_ensemble.workflows.crossval import summarize
+from smp_ensemble.workflows.options import PartOptions
 from smp_ensemble.workflows.results import Report
+from smp_ensemble.workflows.starting import find_start, new_network
+from smp_ensemble.workflows.training import Training, configuration, environment, links, method_of, run_training
 
 if TYPE_CHECKING:
-    from smp_ensemble.data.datasets import SegmentationDataset
+    from collections.abc import Callable, Mapping, Sequence
+
     from smp_ensemble.data.forms import DataSplits
-    from smp_ensemble.data.normalization import Normalization
+    from smp_ensemble.training.plans import PlannedTraining
     from smp_ensemble.typing import Mode, Snapshot, Trainer
     from smp_ensemble.workflows.options import DataOptions, TrainOptions
+    from smp_ensemble.workflows.starting import Start
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Training:
-    """What a training left.
+class TrainResult:
+    """What `train` left.
 
     Attributes:
-        run_id: Its run.
-        experiment: Name of its experiment.
-        link: The address of its snapshots in the tracking UI.
-        snapshots: In the order of their steps.
-        splits: The data it was trained and scored on.
+        run_id: The run of the plan; of the training, where there is just one.
+        trainings: In the order of the plan.
+        splits: The data; `val` and `test` are those of all trainings.
+        cross_validated: `cv_iou` (of all left-out pixels together), `cv_iou_mean`, `cv_iou_std`, ...; empty where
+            nothing was left out, or for one training, which has scores of its own.
     """
 
     run_id: str
-    experiment: str
-    link: str
-    snapshots: list[Snapshot]
+    trainings: Sequence[Training]
     splits: DataSplits
+    cross_validated: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def snapshots(self) -> list[Snapshot]:
+        """Of all trainings."""
+        return [snapshot for training in self.trainings for snapshot in training.snapshots]
+
+    @property
+    def link(self) -> str:
+        """The address of the snapshots in the tracking UI."""
+        return self.trainings[0].link
 
     def report(self) -> Report:
-        """The table of snapshots."""
-        rows = [
+        """The table of snapshots; of trainings, where there are several."""
+        first = self.trainings[0]
+        snapshots = [row for training in self.trainings for row in training.rows()]
+        values: dict[str, Any] = {
+            "run_id": self.run_id,
+            "experiment": first.experiment,
+            "link": self.link,
+            "snapshots": snapshots,
+        }
+        notes = [f"run {self.run_id} in experiment '{first.experiment}'", *pick_advice(self.link)]
+        if len(self.trainings) == 1:
+            if first.left_out is not None:
+                values["cv"] = first.left_out.combined
+                notes.insert(0, f"left-out images, snapshots combined: IoU {first.left_out.combined['cv_iou']:.4f}")
+            return Report(values, snapshots, notes)
+        values["trainings"] = [
             {
-                "snapshot": snapshot.model_id,
-                "epoch": int(snapshot.params["epoch"]),
-                "step": snapshot.step,
-                "val IoU": snapshot.metrics.get("val_iou"),
-                "val loss": snapshot.metrics.get("val_loss"),
-                "val ECE": snapshot.metrics.get("val_ece"),
+                "training": training.planned.label,
+                "run_id": training.run_id,
+                "seed": training.planned.seed,
+                "fold": training.planned.fold,
+                "snapshots": [snapshot.model_id for snapshot in training.snapshots],
+                "cv": training.left_out.combined if training.left_out is not None else None,
+                "seconds": training.seconds,
             }
-            for snapshot in self.snapshots
+            for training in self.trainings
         ]
-        values = {"run_id": self.run_id, "experiment": self.experiment, "link": self.link, "snapshots": rows}
-        return Report(values, rows, [f"run {self.run_id} in experiment '{self.experiment}'", *pick_advice(self.link)])
+        values["cv"] = dict(self.cross_validated) or None
+        if "cv_iou_std" in self.cross_validated:
+            found = self.cross_validated
+            notes.insert(
+                0,
+                f"cross-validated IoU: {found['cv_iou_mean']:.4f} +- {found['cv_iou_std']:.4f} over "
+                f"{len(self.trainings)} trainings, {found['cv_iou']:.4f} over all left-out pixels together",
+            )
+        return Report(values, [training.row() for training in self.trainings], notes)
 
 
 def pick_advice(link: str) -> list[str]:
@@ -84,13 +113,15 @@ def load_splits(options: DataOptions) -> DataSplits:
         ConfigError: Unknown mode.
         DataError: The data cannot be read as described.
     """
+    part = options if isinstance(options, PartOptions) else PartOptions()
     return load_data(
         options.data,
         mask_column=options.mask_column,
         mode=as_mode(options.mode),
         holdout=options.holdout,
-        folds=options.folds,
-        fold=options.fold,
+        folds=part.folds,
+        bootstrap=part.bootstrap,
+        fold=part.fold,
         split_seed=options.split_seed,
     )
 
@@ -109,127 +140,76 @@ def as_mode(mode: str | None) -> Mode | None:
     raise ConfigError(f"unknown mode '{mode}': {nearest(mode, MODES)}")
 
 
-def normalization_for(kind: str, data: SegmentationDataset) -> Normalization:
-    """A normalisation by name, from the training data's statistics."""
-    found = data.statistics()
-    return make_normalization(
-        kind,
-        data.task.in_channels,
-        mean=found.mean.tolist(),
-        std=found.std.tolist(),
-        minimum=found.minimum.tolist(),
-        maximum=found.maximum.tolist(),
-    )
-
-
-def _method(options: TrainOptions) -> Trainer:
-    chosen = dict(options.trainer_options)
-    if options.cycles is not None:
-        chosen["cycles"] = options.cycles
-    return make_trainer(options.trainer, chosen)
-
-
-def train(options: TrainOptions) -> Training:
-    """Trains by one method and leaves every snapshot in MLflow, scored.
+def train(options: TrainOptions) -> TrainResult:
+    """Trains by one method, once or as often as the plan says, and leaves every snapshot in MLflow, scored.
 
     Raises:
         InputError: Something in the options or the data does not fit; nothing is tracked unless training had begun,
-            and then the run is FAILED with the reason.
+            and then the run is FAILED with the reason. Trainings of a plan that were finished before stay.
     """
-    method = _method(options)
+    plan = make_plan(
+        folds=options.folds,
+        bootstrap=options.bootstrap,
+        seeds=options.seeds,
+        fold=options.fold,
+        seed=options.seed,
+    )
+    method = method_of(options)
     method.schedule(options.epochs, 1)  # cycles that do not fit are an error before any data is read
-    splits = load_splits(options)
-    task = splits.task
+    whole = load_splits(replace(options, fold=None))
+    task = whole.task
     if options.in_channels not in {None, task.in_channels}:
         raise ConfigError(f"in-channels={options.in_channels}, but the images have {task.in_channels} bands")
-    normalization = normalization_for(options.normalization, splits.train)
-    torch.manual_seed(options.seed)
-    network = create_network(
-        options.arch,
-        encoder_name=options.encoder_name,
-        encoder_weights=options.encoder_weights,
-        in_channels=task.in_channels,
-        num_outputs=task.num_outputs,
-        model_options=options.model_options,
-    )
-    previews = [splits.val.read(index) for index in preview_indices(splits.val)]
-    store = MlflowStore(
-        experiment=options.experiment,
-        run_name=options.run_name,
-        keep=options.keep,
-        previews=[(image, truth_for_overlay(mask, task)) for image, mask in previews],
-    )
-    with store:
-        params = {**configuration(options, method), "mode": task.mode}
-        store.log_params({**params, **environment(options)})
-        store.set_tags({names.SNAPSHOTS_LINK: store.link, names.NOTE: _note(store.link)})
-        store.log_dataset(splits.train.reference(), "training")
-        store.log_dataset(splits.val.reference(), "validation")
-        snapshots = fit(
-            network,
-            splits.train,
-            splits.val,
-            trainer=method,
-            epochs=options.epochs,
-            normalization=normalization,
-            store=store,
-            options=fit_options(options),
-            params=params,
-        )
-        _draw(store, method, options, snapshots)
-    experiment = store.run.client.get_experiment(store.run.experiment_id).name
-    return Training(store.run_id, experiment, store.link, snapshots, splits)
+
+    def part(planned: PlannedTraining) -> DataSplits:
+        return whole.part(planned.fold, folds=options.folds, bootstrap=options.bootstrap, split_seed=options.split_seed)
+
+    start = find_start(options, whole)
+    if len(plan) == 1:
+        splits = part(plan[0])
+        training = run_training(_options_of(plan[0], options), splits, method, plan[0], start=start)
+        return TrainResult(training.run_id, [training], splits)
+    part(plan[0])  # too few images, and options that build no network, are errors before anything is tracked
+    new_network(options, task, start)
+    return _run_plan(plan, options, whole, part, method, start)
 
 
-def fit_options(options: TrainOptions) -> FitOptions:
-    """The part of the options that says how to train, whatever the method."""
-    return FitOptions(**{known.name: getattr(options, known.name) for known in fields(FitOptions)})
+def _options_of(planned: PlannedTraining, options: TrainOptions) -> TrainOptions:
+    """The options with which one training of a plan would run alone."""
+    return replace(options, seed=planned.seed, fold=planned.fold, seeds=None)
 
 
-def configuration(options: TrainOptions, method: Trainer) -> dict[str, Any]:
-    """All options as params, with the method's own."""
-    left_out = {"trainer_options", "cycles", "experiment", "run_name", "where", "pick", "register_as", "alias"}
-    wanted = {known.name for known in fields(type(options))} - left_out
-    found = {name: value for name, value in asdict(options).items() if name in wanted}
-    return {**found, **describe(method)}
-
-
-def environment(options: TrainOptions) -> dict[str, str]:
-    """What the training ran on."""
-    device = choose_device(options.accelerator)
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        "env/python": platform.python_version(),
-        "env/torch": torch.__version__,
-        "env/smp": version("segmentation-models-pytorch"),
-        "env/smp_ensemble": version("smp-ensemble"),
-        "env/device": f"{device.type} ({hardware}, {torch.get_num_threads()} threads)",
-        "env/precision": resolve_precision(options.precision, device),
-    }
-
-
-def _note(link: str) -> str:
-    return (
-        f"[Snapshots of this experiment, sorted by validation IoU]({link})\n\n"
-        f"Pick members: tick snapshot runs, add the tag `{names.PICK}=NAME`, then "
-        "`mlflow run . -e ensemble -P pick=NAME`."
-    )
-
-
-def _draw(store: MlflowStore, method: Trainer, options: TrainOptions, snapshots: list[Snapshot]) -> None:
-    steps_per_epoch = max(1, store.last_step // options.epochs)
-    schedule = method.schedule(options.epochs, steps_per_epoch)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        scores = {one.step: one.metrics["val_iou"] for one in snapshots if "val_iou" in one.metrics}
-        draw_learning_rate(
-            schedule,
-            options.lr,
-            steps_per_epoch,
-            folder / "learning_rate.png",
-            title=f"{method.name}: {options.epochs} epochs, {len(schedule.snapshot_steps)} snapshots",
-            scores=scores,
-        )
-        draw_curves(store.history, schedule.snapshot_steps, folder / "curves.png")
-        for figure in sorted(folder.iterdir()):
-            store.log_file(figure)
+def _run_plan(
+    plan: Sequence[PlannedTraining],
+    options: TrainOptions,
+    whole: DataSplits,
+    part: Callable[[PlannedTraining], DataSplits],
+    method: Trainer,
+    start: Start | None,
+) -> TrainResult:
+    """One training after the other, in runs nested under the plan's; no weights stay in memory."""
+    trainings: list[Training] = []
+    with tracked_run(names.PLAN, experiment=options.experiment, run_name=options.run_name) as run:
+        run.log_params({**configuration(options, method, start), "mode": whole.task.mode, **environment(options)})
+        run.set_tags(links(run.link))
+        run.log_dataset(whole.train.reference(), "training")
+        run.log_dataset(whole.val.reference(), "validation")
+        for index, planned in enumerate(plan, 1):
+            logger.info("training %d of %d: %s", index, len(plan), planned.label)
+            chosen = replace(_options_of(planned, options), run_name=f"{run.name}-{planned.label}")
+            try:
+                trainings.append(
+                    run_training(chosen, part(planned), method, planned, start=start, parent_run_id=run.run_id)
+                )
+            except BaseException:
+                logger.warning(
+                    "%s failed; the trainings that were finished before it stay: %s",
+                    planned.label,
+                    ", ".join(f"{one.planned.label} (run {one.run_id})" for one in trainings) or "none",
+                )
+                raise
+            gc.collect()  # a trainer and its network refer to each other
+        found = summarize([training.left_out for training in trainings if training.left_out is not None])
+        # All folds together leave out the whole training data; bootstrap samples do not.
+        run.log_metrics(found, dataset=whole.train.reference() if options.folds else None)
+    return TrainResult(run.run_id, trainings, whole, found)
