@@ -75,10 +75,26 @@ class Schedule(Protocol):
 
 
 class Averager(Protocol):
-    """A running average of weights beside the training model's (SWA, EMA)."""
+    """A running average of weights beside the training model's (SWA, EMA); it never changes that model."""
+
+    def is_due(self, step: int, epochs: int, steps_per_epoch: int) -> bool:
+        """Whether the weights after `step` completed steps belong to the average."""
+        ...
 
     def update(self, network: nn.Module, step: int) -> None:
         """Takes the weights of `network` after `step` completed steps into the average."""
+        ...
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The average, as a state dict of the network."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it: tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
         ...
 
 
@@ -95,6 +111,15 @@ class Trainer(Protocol):
 
     def averager(self) -> Averager | None:
         """A running average of the weights, or None."""
+        ...
+
+
+@runtime_checkable
+class Resampling(Protocol):
+    """A trainer that says after each snapshot how often each training image is to be drawn (boosting)."""
+
+    def image_weights(self, losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Relative frequencies `(n,)` from the loss `(n,)` that the snapshots so far, together, have on each image."""
         ...
 
 

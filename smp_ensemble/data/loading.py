@@ -24,6 +24,7 @@ Batch = dict[str, Tensor]
 Transform = Callable[[npt.NDArray[Any], npt.NDArray[Any], int], tuple[npt.NDArray[Any], npt.NDArray[Any]]]
 Sample = tuple[npt.NDArray[Any], npt.NDArray[Any], int]
 Key = tuple[int, int]
+Weights = npt.NDArray[np.float64]
 
 
 def training_loader(
@@ -35,8 +36,9 @@ def training_loader(
     workers: int,
     epoch_of: Callable[[], int],
     shard: tuple[int, int] = (0, 1),
+    weights_of: Callable[[], Weights | None] = lambda: None,
 ) -> DataLoader[Batch]:
-    """Shuffled, transformed batches; which ones depends on `seed` and the epoch alone.
+    """Shuffled, transformed batches; which ones depends on `seed`, the epoch and the images' weights alone.
 
     An incomplete last batch is dropped (batch norm fails on a single image), unless it is the only one.
     `len(loader)` is the number of steps of an epoch.
@@ -49,14 +51,37 @@ def training_loader(
         workers: Processes that prepare batches, at most one for each processor; 0 prepares in this one.
         epoch_of: Gives the epoch that starts now; asked at each `iter()`.
         shard: This process's rank and the number of processes that train together; each takes its own batches.
+        weights_of: Gives each image's weight, shape `(n,)`, for the epoch that starts now: images are then drawn with
+            replacement, in proportion. None: each image once.
 
     Raises:
         ConfigError: The data set is empty for this shard, or a number is out of range.
     """
     _check(batch_size, workers)
-    batches = SeededBatches(len(dataset), batch_size, seed, epoch_of, shard)
+    batches = SeededBatches(len(dataset), batch_size, seed, epoch_of, shard, weights_of)
     samples = _TransformedSamples(dataset, transform)
     return _loader(samples, workers, batch_sampler=batches, collate_fn=_collate)
+
+
+def ordered_loader(
+    dataset: SegmentationDataset, transform: Transform, *, batch_size: int, seed: int, workers: int = 0
+) -> DataLoader[Batch]:
+    """Each image once, transformed, in the order of the data set; the last batch may hold fewer.
+
+    Args:
+        dataset: What to read.
+        transform: Takes image, mask and seed; must give equal sizes, such as `TrainTransform`.
+        batch_size: Images in a batch.
+        seed: Of the transforms.
+        workers: Processes that prepare batches; 0 prepares in this one.
+
+    Raises:
+        ConfigError: A number is out of range.
+    """
+    _check(batch_size, workers)
+    keys = list(enumerate(np.random.default_rng(seed).integers(2**32, size=len(dataset)).tolist()))
+    batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
+    return _loader(_TransformedSamples(dataset, transform), workers, batch_sampler=batches, collate_fn=_collate)
 
 
 def evaluation_loader(
@@ -82,10 +107,16 @@ def evaluation_loader(
 
 
 class SeededBatches(Sampler[list[Key]]):
-    """Batches of keys (index, seed of the sample): a pure function of seed, epoch and place in the epoch."""
+    """Batches of keys (index, seed of the sample): a pure function of seed, epoch, weights and place in the epoch."""
 
     def __init__(
-        self, length: int, batch_size: int, seed: int, epoch_of: Callable[[], int], shard: tuple[int, int] = (0, 1)
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        epoch_of: Callable[[], int],
+        shard: tuple[int, int] = (0, 1),
+        weights_of: Callable[[], Weights | None] = lambda: None,
     ) -> None:
         rank, world = shard
         if not 0 <= rank < world:
@@ -100,6 +131,7 @@ class SeededBatches(Sampler[list[Key]]):
         self._batch_size = min(batch_size, length // world)
         self._seed = seed
         self._epoch_of = epoch_of
+        self._weights_of = weights_of
         self._rank, self._world = rank, world
 
     def __len__(self) -> int:
@@ -107,7 +139,11 @@ class SeededBatches(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         generator = np.random.default_rng(np.random.SeedSequence([self._seed, self._epoch_of()]))
-        order = generator.permutation(self._length).tolist()
+        weights = self._weights_of()
+        if weights is None:
+            order = generator.permutation(self._length).tolist()
+        else:
+            order = generator.choice(self._length, self._length, p=weights / weights.sum()).tolist()
         seeds = generator.integers(2**32, size=self._length).tolist()
         keys = list(zip(order, seeds, strict=True))
         for step in range(len(self)):

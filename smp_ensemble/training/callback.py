@@ -1,29 +1,36 @@
 """The snapshot callback: sets the rate before each step, and keeps the weights after the epochs that a schedule names.
 
 It uses public Lightning hooks only and never touches the trainer's loops, so it fits into anybody's own `Trainer`.
+
+A method with an averager (SWA, EMA): at a snapshot point, validation runs on the average. Its weights, with batch-norm
+statistics of their own, are put into the network when validation starts, and the training's are back, bit for bit, before
+anything else happens.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from smp_ensemble import registry
 from smp_ensemble.architectures import check_network, network_config
-from smp_ensemble.exceptions import ConfigError, NetworkError, ScheduleError
+from smp_ensemble.exceptions import ConfigError, ScheduleError
+from smp_ensemble.training.batch_norm import refresh_batch_norm
+from smp_ensemble.training.networks import find_network, holding
+from smp_ensemble.training.stores import open_default_store
 from smp_ensemble.training.trainers import describe, make_trainer
-from smp_ensemble.typing import SnapshotRecord, Task
+from smp_ensemble.training.warmup import Warmup
+from smp_ensemble.typing import Resampling, SnapshotRecord, Task
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     import numpy as np
     import numpy.typing as npt
-    from torch import nn
+    from torch import Tensor, nn
 
     from smp_ensemble.data.normalization import Normalization
     from smp_ensemble.typing import DatasetReference, Mode, Schedule, SnapshotStore, Trainer
@@ -31,53 +38,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PreviewFunction = Callable[["nn.Module"], Sequence["npt.NDArray[np.uint8]"]]
-
-
-def open_default_store() -> SnapshotStore:
-    """MLflow, as configured by its environment variables. By name: training itself knows no tracking server."""
-    store: SnapshotStore = registry.load("smp_ensemble.stores", "mlflow")()
-    return store
-
-
-@contextlib.contextmanager
-def opened(store: SnapshotStore | None) -> Iterator[SnapshotStore]:
-    """The given store, left open; or the default one, closed with the block, as failed if it raises."""
-    if store is not None:
-        yield store
-        return
-    own = open_default_store()
-    try:
-        yield own
-    except BaseException as error:
-        own.close(f"{type(error).__name__}: {error}")
-        raise
-    own.close()
-
-
-def find_network(module: nn.Module) -> nn.Module:
-    """The one network inside a LightningModule that could be built again from a configuration.
-
-    Raises:
-        NetworkError: There is none, or more than one.
-    """
-    found: list[tuple[str, nn.Module]] = []
-    covered: set[str] = set()
-    for name, part in module.named_modules():
-        if any(name.startswith(f"{parent}.") for parent in covered if parent):
-            continue
-        try:
-            network_config(part)
-        except NetworkError:
-            continue
-        covered.add(name)
-        found.append((name, part))
-    if len(found) != 1:
-        names = ", ".join(f"'{name}'" for name, _ in found) or "none"
-        raise NetworkError(
-            f"expected one segmentation network in {type(module).__name__}, found {names}: "
-            "say which as SnapshotCallback(..., network=lambda module: module.NAME)"
-        )
-    return found[0][1]
+AVERAGE = "average/"
+"""Before the names of scores, in the training's curves, that were measured for the average and not the network."""
 
 
 class SnapshotCallback(Callback):
@@ -97,6 +59,10 @@ class SnapshotCallback(Callback):
         dataset: What the scores are measured on.
         training_images: Digests of the training images, for the leak guard; None: unknown.
         previews: Predicts masks of the same few validation images from the network, at each snapshot.
+        warmup_epochs: Epochs over which the rate climbs to the schedule's.
+        refresh: Measures the batch-norm statistics of the network anew, for averaged weights; None: from the images of
+            the trainer's own training batches, as they come.
+        resampling: Whether somebody draws training images as the method says, for methods that do (`boost`).
 
     Raises:
         ScheduleError: At the start of training when a scheduler is configured or validation would not run at a
@@ -116,6 +82,9 @@ class SnapshotCallback(Callback):
         dataset: DatasetReference | None = None,
         training_images: Sequence[str] | None = None,
         previews: PreviewFunction | None = None,
+        warmup_epochs: float = 0.0,
+        refresh: Callable[[nn.Module], None] | None = None,
+        resampling: bool = False,
     ) -> None:
         self.method = make_trainer(trainer) if isinstance(trainer, str) else trainer
         self.task = Task(mode, tuple(class_names), normalization.in_channels)
@@ -127,9 +96,25 @@ class SnapshotCallback(Callback):
         self._dataset = dataset
         self._training_images = training_images
         self._previews = previews
+        self._warmup_epochs = warmup_epochs
+        self._refresh = refresh
+        self._resampling = resampling
+        self._averager = self.method.averager()
+        self._averaged: tuple[int, dict[str, Tensor]] | None = None
+        self._holding = contextlib.ExitStack()
         self._schedule: Schedule | None = None
+        self._steps_per_epoch = 1
+        self._last_step = 0
         self._validated_step: int | None = None
         self._taken: list[int] = []
+
+    def took(self, step: int) -> bool:
+        """Whether a snapshot was taken after `step` completed steps."""
+        return step in self._taken
+
+    def network_of(self, module: pl.LightningModule) -> nn.Module:
+        """The network whose snapshots are taken."""
+        return self._find_network(module)
 
     def schedule_of(self, trainer: pl.Trainer) -> Schedule:
         """The method's schedule for this trainer's epochs and batches.
@@ -143,7 +128,10 @@ class SnapshotCallback(Callback):
                 f"a schedule needs a fixed length, got max_epochs={epochs} and {batches} batches in an epoch: "
                 "set Trainer(max_epochs=...) and a data set with a length"
             )
-        return self.method.schedule(epochs, -(-batches // trainer.accumulate_grad_batches))
+        steps_per_epoch = -(-batches // trainer.accumulate_grad_batches)
+        schedule = self.method.schedule(epochs, steps_per_epoch)
+        warmup_steps = round(self._warmup_epochs * steps_per_epoch)
+        return Warmup(schedule, warmup_steps) if warmup_steps else schedule
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuses set-ups in which the schedule or the scores could not be right."""
@@ -155,6 +143,11 @@ class SnapshotCallback(Callback):
             )
         if len(trainer.optimizers) != 1:
             raise ScheduleError(f"expected one optimizer, got {len(trainer.optimizers)}: steps would be counted twice")
+        if isinstance(self.method, Resampling) and not self._resampling:
+            raise ScheduleError(
+                f"'{self.method.name}' draws training images by their loss, which a callback alone cannot do: "
+                "train with smp_ensemble.fit"
+            )
         network = self._find_network(pl_module)
         check_network(network)
         network_config(network)
@@ -164,7 +157,8 @@ class SnapshotCallback(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Makes the schedule; refuses a snapshot point at which no validation would run."""
         self._schedule = schedule = self.schedule_of(trainer)
-        steps_per_epoch = schedule.total_steps // (trainer.max_epochs or 1)
+        self._steps_per_epoch = steps_per_epoch = schedule.total_steps // (trainer.max_epochs or 1)
+        self._last_step = trainer.global_step
         every = trainer.check_val_every_n_epoch
         for step in schedule.snapshot_steps:
             epoch = step // steps_per_epoch
@@ -188,8 +182,40 @@ class SnapshotCallback(Callback):
             else:
                 group["lr"] = rate
 
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After each step: takes the weights into the average where they belong to it."""
+        step = trainer.global_step
+        if step == self._last_step:
+            return  # gradients are still being accumulated
+        self._last_step = step
+        if step % self._steps_per_epoch == 0:
+            # Lookahead is validated, averaged and kept at its slow weights.
+            sync = getattr(trainer.optimizers[0], "sync_lookahead", None)
+            if sync is not None:
+                sync()
+        if self._averager is not None and self._averager.is_due(step, trainer.max_epochs or 1, self._steps_per_epoch):
+            self._averager.update(self._find_network(pl_module), step)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lets a snapshot's validation run on the average, where the method has one."""
+        step = trainer.global_step
+        if self._averager is None or trainer.sanity_checking or self._schedule is None:
+            return
+        if not self._schedule.is_snapshot(step) or step in self._taken:
+            return
+        network = self._find_network(pl_module)
+        self._holding.enter_context(holding(network, self._averager.weights()))
+        if self._refresh is not None:
+            self._refresh(network)
+        else:
+            refresh_batch_norm(network, trainer.train_dataloader or ())
+        self._averaged = step, {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remembers for which weights the scores now in `callback_metrics` were measured."""
+        """Puts the training's own weights back; remembers for which weights the scores were measured."""
+        self._holding.close()
         if not trainer.sanity_checking:
             self._validated_step = trainer.global_step
 
@@ -198,10 +224,19 @@ class SnapshotCallback(Callback):
         assert self._schedule is not None
         step = trainer.global_step
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        of_average = self._averaged is not None and self._averaged[0] == step
         if trainer.is_global_zero:
             rate = self._schedule.factor(max(step - 1, 0)) * trainer.optimizers[0].param_groups[-1]["initial_lr"]
-            self.store.log_metrics({**metrics, "lr": rate, "epoch": trainer.current_epoch + 1}, step)
-        if not self._schedule.is_snapshot(step) or step in self._taken:
+            curves = {
+                f"{AVERAGE}{name}" if of_average and name.startswith("val_") else name: value
+                for name, value in metrics.items()
+            }
+            self.store.log_metrics({**curves, "lr": rate, "epoch": trainer.current_epoch + 1}, step)
+        stops_early = trainer.should_stop and not self._schedule.is_snapshot(step)
+        if stops_early and self._averager is not None:
+            logger.warning("training stops after step %d, before the average was due: no snapshot of it", step)
+            return
+        if step in self._taken or not (self._schedule.is_snapshot(step) or stops_early):
             return
         scores = {name: value for name, value in metrics.items() if name.startswith("val_")}
         if self._validated_step != step or not scores:
@@ -215,7 +250,10 @@ class SnapshotCallback(Callback):
             )
         self._taken.append(step)
         if trainer.is_global_zero:
-            self._hand_over(trainer, pl_module, step, scores)
+            with contextlib.ExitStack() as stack:
+                if of_average and self._averaged is not None:
+                    stack.enter_context(holding(self._find_network(pl_module), self._averaged[1]))
+                self._hand_over(trainer, pl_module, step, scores)
 
     def _hand_over(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int, scores: Mapping[str, float]
@@ -245,13 +283,15 @@ class SnapshotCallback(Callback):
             self.store.close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Ends the training's run as failed, if the store was opened here."""
+        """Puts the training's own weights back; ends its run as failed, if the store was opened here."""
+        self._holding.close()
         if self._owns_store:
             self.store.close(f"{type(exception).__name__}: {exception}")
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the snapshots that were taken; everything else follows from the step count."""
-        return {"taken": list(self._taken)}
+        """What a checkpoint keeps: the snapshots that were taken, and the average; all else follows from the steps."""
+        average = {} if self._averager is None else {"average": self._averager.state_dict()}
+        return {"taken": list(self._taken), **average}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
@@ -259,3 +299,5 @@ class SnapshotCallback(Callback):
         if not isinstance(taken, list):
             raise ConfigError(f"expected a list of steps in the checkpoint of SnapshotCallback, got {taken!r}")
         self._taken = [int(step) for step in taken]
+        if self._averager is not None and "average" in state_dict:
+            self._averager.load_state_dict(state_dict["average"])

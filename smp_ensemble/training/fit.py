@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import sys
 import warnings
 from dataclasses import dataclass
@@ -12,29 +13,34 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from torch import nn
 
 from smp_ensemble.architectures import output_stride
-from smp_ensemble.data.loading import evaluation_loader, training_loader
+from smp_ensemble.data.loading import evaluation_loader, ordered_loader, training_loader
 from smp_ensemble.data.normalization import imagenet
 from smp_ensemble.data.transforms import TrainTransform
 from smp_ensemble.exceptions import ConfigError
-from smp_ensemble.precision import choose_device, resolve_precision
-from smp_ensemble.training.callback import SnapshotCallback, opened
+from smp_ensemble.precision import autocast_dtype, choose_device, resolve_precision
+from smp_ensemble.training.batch_norm import has_batch_norm, refresh_batch_norm
+from smp_ensemble.training.boosting import Boosting
+from smp_ensemble.training.callback import SnapshotCallback
+from smp_ensemble.training.class_weights import class_weights
 from smp_ensemble.training.losses import make_loss
 from smp_ensemble.training.module import SegmentationModule
 from smp_ensemble.training.optimizers import freeze_encoder, make_optimizer
 from smp_ensemble.training.previews import predict_previews
+from smp_ensemble.training.stores import opened
+from smp_ensemble.training.trainers import make_trainer
+from smp_ensemble.typing import Resampling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
-
-    from torch import nn
 
     from smp_ensemble.data.datasets import SegmentationDataset
     from smp_ensemble.data.normalization import Normalization
-    from smp_ensemble.typing import Snapshot, SnapshotStore, Task, Trainer
+    from smp_ensemble.typing import Snapshot, SnapshotStore, Trainer
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,11 @@ class FitOptions:
         precision: Lightning's words, or `auto`.
         accelerator: Lightning's words, or `auto`.
         seed: Of weights that are initialised here, of batches and augmentation.
+        class_weights: Of cross-entropy: `none`, `balanced`, `sqrt`, or numbers separated by commas.
+        warmup_epochs: Epochs over which the rate climbs to the schedule's; may be a fraction.
+        clip_norm: Gradients are scaled down to this norm; 0: they are left as they are.
+        accumulate: Batches whose gradients make one step.
+        patience: Epochs without a better `val_iou` after which training stops early; 0: never.
     """
 
     loss: str = "auto"
@@ -70,6 +81,17 @@ class FitOptions:
     precision: str = "auto"
     accelerator: str = "auto"
     seed: int = 0
+    class_weights: str = "none"
+    warmup_epochs: float = 0.0
+    clip_norm: float = 0.0
+    accumulate: int = 1
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("warmup_epochs", 0), ("clip_norm", 0), ("accumulate", 1), ("patience", 0)):
+            value = getattr(self, name)
+            if not (value >= least and math.isfinite(value)):
+                raise ConfigError(f"expected {name.replace('_', '-')} of {least} or more, got {value}")
 
 
 def fit(
@@ -83,6 +105,7 @@ def fit(
     store: SnapshotStore | None = None,
     options: FitOptions | None = None,
     params: Mapping[str, Any] | None = None,
+    trained_on: Collection[str] | None = (),
     resume_from: Path | None = None,
     checkpoint_folder: Path | None = None,
 ) -> list[Snapshot]:
@@ -98,6 +121,7 @@ def fit(
         store: Where snapshots go; None: MLflow, as configured by its environment variables.
         options: Loss, optimizer, batches and hardware.
         params: Further params to keep with each snapshot.
+        trained_on: Digests of images that `model` was trained on before, for the leak guard; None: unknown.
         resume_from: A checkpoint of the same training to go on from.
         checkpoint_folder: Where to leave `last.ckpt` after each epoch; None: nowhere.
 
@@ -115,37 +139,66 @@ def fit(
         freeze_encoder(model)
     device = choose_device(options.accelerator)
     precision = resolve_precision(options.precision, device)
+    method = make_trainer(trainer) if isinstance(trainer, str) else trainer
+    if options.patience and method.averager() is not None:
+        raise ConfigError(
+            f"patience={options.patience} watches the scores of the network, but '{method.name}' keeps an average of its "
+            "weights, which is scored at the end alone: use patience=0"
+        )
+    module = _module(model, normalization, train_data, options)
+    transform = TrainTransform(options.crop_size, fill=normalization.raw_mean(), augment=options.augment)
     with opened(store) as kept:
         callback = SnapshotCallback(
-            trainer,
+            method,
             mode=train_data.task.mode,
             class_names=train_data.task.class_names,
             normalization=normalization,
             store=kept,
             params=params,
             dataset=val_data.reference(),
-            training_images=train_data.image_digests,
+            training_images=_together(train_data.image_digests, trained_on),
             previews=partial(predict_previews, data=val_data, normalization=normalization, precision=precision),
-        )
+            warmup_epochs=options.warmup_epochs,
+            refresh=partial(
+                _refresh, normalization=normalization, precision=precision, data=train_data, transform=transform,
+                options=options,
+            ),
+            resampling=True,
+        )  # fmt: skip
+        boosting = None
+        if isinstance(method, Resampling):
+            crops = TrainTransform(options.crop_size, fill=normalization.raw_mean(), augment="none")
+            boosting = Boosting(
+                method,
+                callback,
+                normalization=normalization,
+                mode=train_data.task.mode,
+                crops=lambda seed: ordered_loader(
+                    train_data, crops, batch_size=options.batch_size, seed=options.seed + seed
+                ),
+                precision=precision,
+            )
         # The loader asks for its epoch when its iterator is made, which Lightning does before it counts the epoch up:
         # completed steps are the one count that is always right, after a resume too.
         epoch = _EpochFromSteps()
         train_loader = training_loader(
             train_data,
-            TrainTransform(options.crop_size, fill=normalization.raw_mean(), augment=options.augment),
+            transform,
             batch_size=options.batch_size,
             seed=options.seed,
             workers=options.workers,
             epoch_of=epoch,
+            weights_of=lambda: boosting.weights if boosting else None,
         )
         val_loader = evaluation_loader(val_data, batch_size=options.batch_size, workers=options.workers, divisor=stride)
         torch.manual_seed(options.seed)  # dropout; batches and augmentation have seeds of their own
         with _quiet():
-            host = _host(epochs, device, precision, [callback], checkpoint_folder)
-            epoch.bind(host, len(train_loader))
+            callbacks: list[pl.Callback] = [callback] if boosting is None else [callback, boosting]
+            host = _host(epochs, device, precision, callbacks, checkpoint_folder, options)
+            epoch.bind(host, -(-len(train_loader) // options.accumulate))
             try:
                 host.fit(
-                    _module(model, normalization, train_data.task, options),
+                    module,
                     train_loader,
                     val_loader,
                     ckpt_path=str(resume_from) if resume_from else None,
@@ -159,12 +212,40 @@ def fit(
         return kept.snapshots()
 
 
-def _module(model: nn.Module, normalization: Normalization, task: Task, options: FitOptions) -> SegmentationModule:
+def _together(digests: Collection[str], earlier: Collection[str] | None) -> tuple[str, ...] | None:
+    """Each digest once; None where nobody knows what the weights have seen."""
+    return None if earlier is None else tuple(dict.fromkeys([*digests, *earlier]))
+
+
+def _refresh(
+    network: nn.Module,
+    *,
+    normalization: Normalization,
+    precision: str,
+    data: SegmentationDataset,
+    transform: TrainTransform,
+    options: FitOptions,
+) -> None:
+    """Batch-norm statistics of averaged weights, from one augmented crop of each training image."""
+    if not has_batch_norm(network):
+        return
+    device = next(network.parameters()).device
+    dtype = autocast_dtype(precision)
+    crops = ordered_loader(data, transform, batch_size=options.batch_size, seed=options.seed)
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        refresh_batch_norm(nn.Sequential(normalization, network), crops)
+
+
+def _module(
+    model: nn.Module, normalization: Normalization, data: SegmentationDataset, options: FitOptions
+) -> SegmentationModule:
+    task = data.task
+    weights = class_weights(options.class_weights, data)
     return SegmentationModule(
         model,
         normalization,
         task,
-        loss=make_loss(options.loss, task.mode, task.num_outputs),
+        loss=make_loss(options.loss, task.mode, task.num_outputs, class_weights=weights),
         make_optimizer=partial(
             make_optimizer,
             name=options.optimizer,
@@ -181,9 +262,14 @@ def _host(
     precision: str,
     callbacks: list[pl.Callback],
     checkpoint_folder: Path | None,
+    options: FitOptions,
 ) -> pl.Trainer:
     """The Lightning trainer: it loops; schedules, snapshots and tracking are the callback's."""
     terminal = sys.stderr.isatty()
+    if options.patience:
+        # Asked at the end of validation: the snapshot callback then keeps the last weights before training ends.
+        stopping = EarlyStopping("val_iou", mode="max", patience=options.patience, check_on_train_epoch_end=False)
+        callbacks = [stopping, *callbacks]
     if terminal:
         callbacks = [*callbacks, TQDMProgressBar(leave=False)]
     if checkpoint_folder is not None:
@@ -201,6 +287,8 @@ def _host(
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
+        gradient_clip_val=options.clip_norm or None,
+        accumulate_grad_batches=options.accumulate,
     )
 
 

@@ -8,7 +8,7 @@ smp does so for Dice, Jaccard and Tversky only; the adapters below see to the re
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from smp_ensemble.exceptions import ConfigError, DataError
 from smp_ensemble.registry import nearest
-from smp_ensemble.training.loss_spec import Term, parse_loss
+from smp_ensemble.training.loss_spec import Term, Value, parse_loss
 from smp_ensemble.typing import IGNORE_INDEX, MODES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from smp_ensemble.typing import Mode
 
@@ -109,14 +109,32 @@ class _MCC(nn.Module):
 
 
 class _CrossEntropy(nn.Module):
-    """smp's divides by all pixels, ignored ones too: its sum, divided by the number of valid ones."""
+    """smp's divides by all pixels, ignored ones too: its sum, divided by the number of valid ones.
 
-    def __init__(self, mode: Mode, num_outputs: int, reduction: str = "mean", **parameters: Any) -> None:
+    With class weights, which smp's does not know, it is torch's: the mean is over the weights of the valid pixels.
+    """
+
+    def __init__(
+        self,
+        mode: Mode,
+        num_outputs: int,
+        reduction: str = "mean",
+        class_weights: list[float] | None = None,
+        **parameters: Any,
+    ) -> None:
         super().__init__()
         self.mode: Mode = mode
         self.mean = reduction == "mean"
+        self.weighted = class_weights is not None
         self.loss: nn.Module
-        if mode == "multiclass":
+        if class_weights is not None:
+            self.loss = nn.CrossEntropyLoss(
+                torch.tensor(class_weights, dtype=torch.float32),
+                ignore_index=IGNORE_INDEX,
+                reduction="sum",
+                label_smoothing=float(parameters.get("smooth_factor") or 0.0),
+            )
+        elif mode == "multiclass":
             parameters = {"smooth_factor": 0.0, **parameters}
             self.loss = smp.SoftCrossEntropyLoss(reduction="sum", ignore_index=IGNORE_INDEX, **parameters)
         else:
@@ -130,7 +148,22 @@ class _CrossEntropy(nn.Module):
         if self.mode == "binary":
             target = target.unsqueeze(1)
         loss: Tensor = self.loss(logits, target if self.mode == "multiclass" else target.to(logits.dtype))
-        return loss / count if self.mean else loss
+        if not self.mean:
+            return loss
+        return loss / (self._weight_of(target) if self.weighted else count)
+
+    def _weight_of(self, target: Tensor) -> Tensor:
+        """The sum of the weights of the valid pixels."""
+        weights: Any = self.loss.weight
+        valid = target != IGNORE_INDEX
+        total: Tensor = torch.where(valid, weights[torch.where(valid, target, 0)], 0.0).sum()
+        return torch.where(total > 0, total, 1.0)
+
+
+def _ce_signature(
+    reduction: str = "mean", smooth_factor: float | None = None, class_weights: list[float] | None = None
+) -> None:
+    """The parameters of `ce`: those of smp's, and class weights."""
 
 
 def _region(loss: type[nn.Module]) -> Callable[..., nn.Module]:
@@ -164,8 +197,11 @@ _LOSSES: Mapping[str, _Loss] = {
     "lovasz": _Loss(_Lovasz, smp.LovaszLoss),
     "mcc": _Loss(_MCC, smp.MCCLoss, ("binary",), "use 'dice' or 'tversky'"),
     "bce": _Loss(_CrossEntropy, smp.SoftBCEWithLogitsLoss, ("binary", "multilabel"), "use 'ce'"),
-    "ce": _Loss(_CrossEntropy, smp.SoftCrossEntropyLoss, ("multiclass",), "use 'bce'"),
+    "ce": _Loss(_CrossEntropy, _ce_signature, ("multiclass",), "use 'bce'"),
 }
+
+_WEIGHT_PARAMETER = {"bce": "pos_weight", "ce": "class_weights"}
+"""Which parameter of which loss takes class weights from the data; `focal` does in the modes with several classes."""
 
 
 def _make_term(term: Term, mode: Mode, num_outputs: int) -> nn.Module:
@@ -244,7 +280,7 @@ class WeightedLoss(nn.Module):
             ).sum()
 
 
-def make_loss(spec: str, mode: Mode, num_outputs: int) -> WeightedLoss:
+def make_loss(spec: str, mode: Mode, num_outputs: int, *, class_weights: Sequence[float] | None = None) -> WeightedLoss:
     """Makes a loss from its specification, called as `loss(logits, target)`.
 
     Args:
@@ -253,9 +289,11 @@ def make_loss(spec: str, mode: Mode, num_outputs: int) -> WeightedLoss:
             the parameters of smp's losses of these names; `bce(smooth_factor=0.1)` smooths labels.
         mode: What is predicted.
         num_outputs: K, the number of output channels.
+        class_weights: One for each output channel, for the terms `ce`, `bce` and, with several classes, `focal` that
+            bring none of their own.
 
     Raises:
-        ConfigError: The specification cannot be read, a loss or a parameter is unknown, or it does not fit the mode.
+        ConfigError: The specification cannot be read, no term takes the class weights, a loss or a parameter is unknown, or it does not fit the mode.
 
     Example:
         >>> loss = make_loss("0.5*bce+2*bce(smooth_factor=0.1)", "binary", 1)
@@ -264,4 +302,20 @@ def make_loss(spec: str, mode: Mode, num_outputs: int) -> WeightedLoss:
     """
     if spec.strip().lower() == "auto":
         spec = "dice+ce" if mode == "multiclass" else "dice+bce"
-    return WeightedLoss(parse_loss(spec), mode, num_outputs)
+    terms = parse_loss(spec)
+    if class_weights is not None:
+        terms = _with_class_weights(terms, mode, list(class_weights))
+    return WeightedLoss(terms, mode, num_outputs)
+
+
+def _with_class_weights(terms: tuple[Term, ...], mode: Mode, weights: list[Value]) -> tuple[Term, ...]:
+    names = dict(_WEIGHT_PARAMETER) if mode == "binary" else {**_WEIGHT_PARAMETER, "focal": "class_weights"}
+    if not any(term.name in names for term in terms):
+        raise ConfigError(
+            f"class weights need a loss that takes them, {' or '.join(sorted(names))}, got "
+            f"{'+'.join(term.name for term in terms)}: add one, or use class-weights=none"
+        )
+    return tuple(
+        replace(term, parameters={names[term.name]: weights, **term.parameters}) if term.name in names else term
+        for term in terms
+    )

@@ -59,7 +59,8 @@ def _start_slow_weights_at_initial(optimizer: Optimizer) -> None:
     def place(base: Optimizer, *_: Any) -> None:
         after.remove()
         for parameter, weights in initial.items():
-            base.state[parameter][_SLOW] = weights
+            if parameter.grad is not None:  # unused parameters have no state, and a resume refuses half a one
+                base.state[parameter][_SLOW] = weights
         initial.clear()
 
     before = optimizer.register_step_pre_hook(remember)

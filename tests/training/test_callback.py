@@ -13,7 +13,8 @@ from torch import nn
 from smp_ensemble.data.normalization import imagenet
 from smp_ensemble.exceptions import NetworkError, ScheduleError
 from smp_ensemble.testing import MemoryStore
-from smp_ensemble.training.callback import SnapshotCallback, find_network
+from smp_ensemble.training.callback import SnapshotCallback
+from smp_ensemble.training.networks import find_network
 from smp_ensemble.training.trainers import SSE
 
 pytestmark = pytest.mark.filterwarnings(

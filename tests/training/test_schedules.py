@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smp_ensemble.exceptions import ConfigError
-from smp_ensemble.training.schedules import CosineRestarts
+from smp_ensemble.training.schedules import CosineCheckpoints, CosineRestarts, PlateauThenConstant, TriangularCycles
 
 
 @st.composite
@@ -104,3 +104,82 @@ def test_laws(schedule):
 def test_impossible_schedules_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         CosineRestarts(*arguments)
+
+
+def fge_rate(iteration: int, length: int, high: float, low: float) -> float:
+    """Garipov et al., section 5, from iteration 1: t(i) = (mod(i - 1, c) + 1) / c, and both branches as printed."""
+    t = ((iteration - 1) % length + 1) / length
+    return (1 - 2 * t) * high + 2 * t * low if t <= 0.5 else (2 - 2 * t) * low + (2 * t - 1) * high
+
+
+@pytest.mark.parametrize(
+    ("cycle_epochs", "collected"), [(2, (1, 3, 5, 7, 9, 11, 13, 15, 17, 19)), (4, (2, 6, 10, 14, 18))]
+)
+def test_fge_rates_and_collected_epochs_are_the_papers(cycle_epochs, collected):
+    steps = 5
+    schedule = TriangularCycles(20, steps, cycle_epochs, high=0.05, low=1e-4)
+    for step in range(20 * steps):
+        expected = fge_rate(step + 1, cycle_epochs * steps, 0.05, 1e-4)
+        assert schedule.factor(step) == pytest.approx(expected, abs=1e-15)
+    assert schedule.snapshot_epochs == collected
+    # in the authors' words: after epoch e, counted from 0, with e mod c + 1 == c / 2
+    assert collected == tuple(epoch + 1 for epoch in range(20) if epoch % cycle_epochs + 1 == cycle_epochs // 2)
+    lowest = min(schedule.factor(step) for step in range(20 * steps))
+    assert [schedule.factor(step - 1) for step in schedule.snapshot_steps] == pytest.approx([lowest] * len(collected))
+    assert lowest == pytest.approx(1e-4)
+
+
+def test_fge_golden_values_of_one_cycle():
+    schedule = TriangularCycles(4, 2, 4, high=0.9, low=0.1)
+    assert [schedule.factor(step) for step in range(8)] == pytest.approx([0.7, 0.5, 0.3, 0.1, 0.3, 0.5, 0.7, 0.9])
+
+
+@pytest.mark.parametrize("cycle_epochs", [-2, 0, 1, 3, 5])
+def test_fge_refuses_cycles_without_a_middle(cycle_epochs):
+    with pytest.raises(ConfigError, match=f"an even number of cycle_epochs, 2 or more, got {cycle_epochs}"):
+        TriangularCycles(20, 5, cycle_epochs)
+
+
+def swa_rate(epoch: int, start: int, ratio: float) -> float:
+    """The authors' `schedule(epoch)` with a rate of 1, written apart."""
+    t = epoch / start
+    if t <= 0.5:
+        return 1.0
+    return 1.0 - (1.0 - ratio) * (t - 0.5) / 0.4 if t <= 0.9 else ratio
+
+
+def test_swa_rates_are_the_authors_at_every_epoch():
+    schedule = PlateauThenConstant(300, 3, swa_lr=0.5, start_epoch=161)
+    for epoch in range(300):
+        assert schedule.factor(3 * epoch) == pytest.approx(swa_rate(epoch, 161, 0.5), abs=1e-12)
+    assert schedule.snapshot_steps == (900,)
+
+
+def test_cyclic_swa_falls_from_one_rate_to_the_other_in_each_cycle():
+    schedule = PlateauThenConstant(6, 2, swa_lr=0.8, start_epoch=2, cycle_epochs=2, cyclic=True, low=0.2)
+    assert [schedule.factor(step) for step in range(4, 12)] == pytest.approx([0.65, 0.5, 0.35, 0.2] * 2)
+
+
+def test_checkpoints_are_counted_back_from_the_last_epoch():
+    schedule = CosineCheckpoints(13, 2, every_epochs=5)
+    assert schedule.snapshot_epochs == (3, 8, 13)
+    plain = CosineRestarts(13, 2, 1)
+    assert [schedule.factor(step) for step in range(26)] == [plain.factor(step) for step in range(26)]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TriangularCycles(4, 2, 4, start_epoch=3), "need at least 2 epochs after the start, got 1 of 4"),
+        (lambda: TriangularCycles(4, 2, 2, high=0.1, low=0.2), "low=0.2, high=0.1"),
+        (lambda: PlateauThenConstant(4, 2, start_epoch=4), "start before the last of 4 epochs"),
+        (lambda: PlateauThenConstant(4, 2, start_epoch=2, cycle_epochs=3), "cycle_epochs from 1 to the 2 epochs"),
+        (lambda: PlateauThenConstant(4, 2, swa_lr=1.5), "swa_lr must lie in 0..1"),
+        (lambda: PlateauThenConstant(4, 2, cyclic=True, low=0.5), "from 0 to swa_lr=0.2, got 0.5"),
+        (lambda: CosineCheckpoints(4, 2, every_epochs=5), "every_epochs from 1 to the 4 epochs"),
+        (lambda: CosineCheckpoints(4, 0), "at least 1, got 4 and 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()

@@ -1,0 +1,34 @@
+"""Which store a training writes to: the given one, or the default, opened and closed here."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from smp_ensemble import registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from smp_ensemble.typing import SnapshotStore
+
+
+def open_default_store() -> SnapshotStore:
+    """MLflow, as configured by its environment variables. By name: training itself knows no tracking server."""
+    store: SnapshotStore = registry.load("smp_ensemble.stores", "mlflow")()
+    return store
+
+
+@contextlib.contextmanager
+def opened(store: SnapshotStore | None) -> Iterator[SnapshotStore]:
+    """The given store, left open; or the default one, closed with the block, as failed if it raises."""
+    if store is not None:
+        yield store
+        return
+    own = open_default_store()
+    try:
+        yield own
+    except BaseException as error:
+        own.close(f"{type(error).__name__}: {error}")
+        raise
+    own.close()
