@@ -11,16 +11,20 @@ import segmentation_models_pytorch as smp
 from torch import nn
 
 from smp_ensemble import registry
-from smp_ensemble.exceptions import ConfigError, NetworkError
+from smp_ensemble.dropout import add_head_dropout, head_dropout
+from smp_ensemble.exceptions import ConfigError, InputError, NetworkError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 GROUP = "smp_ensemble.architectures"
 DEFAULT_STRIDE = 32
 """Images are padded to a multiple of this where a network does not say its own output stride."""
 
 _PLUGIN_KEY = "_architecture"
+_DROPOUT_OPTION = "dropout"
+_DROPOUT_KEY = "_dropout"
+"""In a `config.json`; `smp.from_pretrained` passes over keys with an underscore."""
 
 
 def architecture_names() -> list[str]:
@@ -45,7 +49,7 @@ def _check_options(smp_class: type[nn.Module], options: Mapping[str, Any], encod
         name
         for name, parameter in inspect.signature(smp_class).parameters.items()
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    }
+    } | {_DROPOUT_OPTION}
     for option in options:
         if option not in named:
             raise ConfigError(f"{smp_class.__name__} has no model-option '{option}': {registry.nearest(option, named)}")
@@ -68,7 +72,8 @@ def create_network(
         encoder_weights: Name of pretrained weights (`imagenet`), or None for random initialisation.
         in_channels: Bands of the images.
         num_outputs: K, output channels.
-        model_options: Further constructor arguments (`decoder_channels`, `encoder_output_stride`, ...).
+        model_options: Further constructor arguments (`decoder_channels`, `encoder_output_stride`, ...); `dropout`
+            puts channel dropout before the head of any of smp's.
 
     Raises:
         ConfigError: Unknown name, an option that the architecture does not take, or weights that cannot be fetched.
@@ -92,14 +97,11 @@ def create_network(
         return _from_plugin(arch, arguments)
     _check_encoder(encoder_name)
     _check_options(smp_class, options, encoder_name)
+    dropout = arguments.pop(_DROPOUT_OPTION, None)
     try:
         network = smp_class(**arguments)
     except OSError as error:
-        reason = (str(error).splitlines() or ["no reason given"])[0]
-        raise ConfigError(
-            f"cannot fetch encoder_weights '{encoder_weights}' for encoder '{encoder_name}': {reason} "
-            "Connect to the network once, or use encoder-weights=none"
-        ) from error
+        raise _not_fetched(arguments, error) from error
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
@@ -108,14 +110,40 @@ def create_network(
         ) from error
     check_network(network)
     assert isinstance(network, nn.Module)
+    if dropout is not None:
+        add_head_dropout(network, dropout)
     return network
+
+
+def _not_fetched(arguments: Mapping[str, Any], error: OSError) -> ConfigError:
+    reason = (str(error).splitlines() or ["no reason given"])[0]
+    return ConfigError(
+        f"cannot fetch encoder_weights '{arguments['encoder_weights']}' for encoder '{arguments['encoder_name']}': "
+        f"{reason} Connect to the network once, or use encoder-weights=none"
+    )
+
+
+def _check_plugin_options(arch: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuses, by name, an option that the factory does not take."""
+    parameters = inspect.signature(factory).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    own = set(parameters) - {"encoder_name", "encoder_weights", "in_channels", "classes"}
+    for option in options:
+        if option not in parameters:
+            raise ConfigError(f"'{arch}' has no model-option '{option}': {registry.nearest(option, own)}")
 
 
 def _from_plugin(arch: str, options: Mapping[str, Any]) -> nn.Module:
     factory = registry.load(GROUP, arch)
+    _check_plugin_options(arch, factory, options)
     try:
         network = factory(**options)
-    except (TypeError, ValueError, KeyError) as error:
+    except OSError as error:
+        raise _not_fetched(options, error) from error
+    except InputError:
+        raise  # it explains itself
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
         given = json.dumps(dict(options), default=str)
         raise ConfigError(f"cannot build '{arch}' from {given}: {' '.join(str(error).split())}") from error
     if not isinstance(network, nn.Module):
@@ -153,23 +181,38 @@ def _arguments(network: Any) -> Mapping[str, Any]:
     return arguments
 
 
+def architecture_of(network: nn.Module) -> str:
+    """The name that `create_network` builds such a network by; empty: it is neither smp's nor registered.
+
+    Example:
+        >>> architecture_of(create_network("unet")), architecture_of(nn.Identity())
+        ('unet', '')
+    """
+    plugin = getattr(network, _PLUGIN_KEY, None)
+    if plugin is not None:
+        return str(plugin[_PLUGIN_KEY])
+    name = type(network).__name__.lower()
+    return name if type(network) is smp.MODEL_ARCHITECTURES_MAPPING.get(name) else ""
+
+
 def network_config(network: nn.Module) -> dict[str, Any]:
     """What `from_config` needs to build the network again, and `smp.from_pretrained` to open it offline.
 
     Raises:
         NetworkError: The network is neither smp's nor a registered architecture's, so nobody could rebuild it.
     """
-    plugin = getattr(network, _PLUGIN_KEY, None)
-    if plugin is not None:
-        return dict(plugin)
     name = type(network).__name__
-    if type(network) is not smp.MODEL_ARCHITECTURES_MAPPING.get(name.lower()):
+    if not architecture_of(network):
         raise NetworkError(
             f"expected one of smp's own networks or a registered architecture, got {type(network).__qualname__}: "
             f"register a factory for it under the entry-point group '{GROUP}' and build it with create_network"
         )
     # Null weights: opening a finished network must not fetch its encoder's first ones.
-    config: dict[str, Any] = {**_arguments(network), "_model_class": name, "encoder_weights": None}
+    config: dict[str, Any] = dict(
+        getattr(network, _PLUGIN_KEY, None) or {**_arguments(network), "_model_class": name, "encoder_weights": None}
+    )
+    if (dropout := head_dropout(network)) is not None:
+        config[_DROPOUT_KEY] = dropout
     try:
         json.dumps(config)
     except TypeError as error:
@@ -184,9 +227,18 @@ def from_config(config: Mapping[str, Any]) -> nn.Module:
         NetworkError: The class is not one of smp's, or the arguments do not fit it.
     """
     arguments = dict(config)
+    dropout = arguments.pop(_DROPOUT_KEY, None)
     plugin = arguments.pop(_PLUGIN_KEY, None)
-    if plugin is not None:
-        return _from_plugin(str(plugin), arguments)
+    network = _smp_from(arguments) if plugin is None else _from_plugin(str(plugin), arguments)
+    if dropout is not None:
+        try:
+            add_head_dropout(network, dropout)
+        except ConfigError as error:
+            raise NetworkError(f"config.json does not fit, at '{_DROPOUT_KEY}': {error}") from error
+    return network
+
+
+def _smp_from(arguments: dict[str, Any]) -> nn.Module:
     name = str(arguments.pop("_model_class", ""))
     smp_class = smp.MODEL_ARCHITECTURES_MAPPING.get(name.lower())
     if smp_class is None or smp_class.__name__ != name:

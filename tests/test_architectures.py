@@ -14,6 +14,7 @@ from torch import nn
 from smp_ensemble import architectures, registry
 from smp_ensemble.architectures import (
     architecture_names,
+    architecture_of,
     check_network,
     create_network,
     from_config,
@@ -192,7 +193,12 @@ def test_a_plugin_is_built_recorded_and_rebuilt(plugins):
 @pytest.mark.parametrize(
     ("arch", "options", "message"),
     [
-        ("tiny-plugin", {"depth": 5}, "cannot build 'tiny-plugin' from .*depth"),
+        (
+            "tiny-plugin",
+            {"widht": 5},
+            "^'tiny-plugin' has no model-option 'widht': did you mean 'width'. Known: width$",
+        ),
+        ("tiny-plugin", {"width": "wide"}, "cannot build 'tiny-plugin' from .*wide"),
         ("tiny-plugin", {"width": 0}, "cannot build 'tiny-plugin' from .*width must be above 0"),
         ("nothing", {}, "architecture 'nothing' must build a torch.nn.Module, got NoneType"),
     ],
@@ -200,6 +206,33 @@ def test_a_plugin_is_built_recorded_and_rebuilt(plugins):
 def test_plugin_mistakes_are_explained(plugins, arch, options, message):
     with pytest.raises(ConfigError, match=message):
         create_network(arch, model_options=options)
+
+
+def test_a_plugin_whose_weights_cannot_be_fetched_names_the_remedy(plugins, monkeypatch):
+    def offline(*, encoder_name, encoder_weights, in_channels, classes):
+        raise OSError("no route to host.\nand more")
+
+    monkeypatch.setattr(EntryPoint, "load", lambda point: offline)
+    with pytest.raises(ConfigError) as error:
+        create_network("tiny-plugin", encoder_weights="imagenet")
+    assert str(error.value) == (
+        "cannot fetch encoder_weights 'imagenet' for encoder 'resnet18': no route to host. "
+        "Connect to the network once, or use encoder-weights=none"
+    )
+
+
+def test_a_plugin_that_takes_anything_is_asked_for_anything(plugins, monkeypatch):
+    def open_minded(**options):
+        return nn.Conv2d(options["in_channels"], options["depth"], 1)
+
+    monkeypatch.setattr(EntryPoint, "load", lambda point: open_minded)
+    assert create_network("tiny-plugin", model_options={"depth": 7}).out_channels == 7
+
+
+def test_networks_know_the_name_that_they_are_built_by(plugins):
+    for arch in ("unet", "deeplabv3plus", "tiny-plugin"):
+        assert architecture_of(create_network(arch)) == arch
+    assert architecture_of(nn.Conv2d(3, 1, 1)) == ""
 
 
 def test_the_stride_is_the_least_common_multiple():

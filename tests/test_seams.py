@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "smp_ensemble"
 
-BASE = {"typing", "exceptions", "registry", "architectures", "precision", "testing"}
+BASE = {"typing", "exceptions", "registry", "architectures", "dropout", "fcn", "precision", "testing"}
 MAY_IMPORT = {
     "data": set(),
     "metrics": set(),
@@ -23,7 +23,13 @@ MAY_IMPORT = {
     "tracking": {"data", "metrics", "ensembling", "inference"},
     "workflows": {"data", "metrics", "training", "ensembling", "inference", "tracking"},
 }
-ONLY_IN = {"mlflow": {"tracking"}, "lightning": {"training"}, "albumentations": {"data/transforms.py"}, "pickle": set()}
+ONLY_IN = {
+    "mlflow": {"tracking"},
+    "lightning": {"training"},
+    "albumentations": {"data/transforms.py"},
+    "torchvision": {"fcn.py"},
+    "pickle": set(),
+}
 
 
 def imports(path: Path, *, at_run_time: bool) -> set[str]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor
 
 from smp_ensemble.architectures import output_stride
+from smp_ensemble.ensembling.mc_dropout import check_passes, seeded, stochastic_copy
 from smp_ensemble.ensembling.member import Member
 from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.precision import autocast_dtype, choose_device, resolve_precision
@@ -37,6 +38,11 @@ class Engine:
         ensemble: Its weights are moved to the device, in channels-last memory.
         device: None: an accelerator if there is one, else the CPU.
         precision: Lightning's words, or `auto`: bf16 or fp16 where the hardware multiplies them.
+        passes: T, passes of each member with dropout on, whose mean is what the member gives; 1: dropout is off. They
+            are drawn from the same seeds in every call, so that the same call gives the same answer.
+
+    Raises:
+        ConfigError: More than one pass of a member that holds no dropout, or not a whole number above 0.
 
     Example:
         >>> import torch
@@ -46,7 +52,13 @@ class Engine:
         torch.Size([2, 1, 45, 70])
     """
 
-    def __init__(self, ensemble: Ensemble, device: torch.device | str | None = None, precision: str = "auto") -> None:
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        device: torch.device | str | None = None,
+        precision: str = "auto",
+        passes: int = 1,
+    ) -> None:
         self.device = choose_device("auto") if device is None else torch.device(device)
         self.precision = resolve_precision(precision, self.device)
         self.ensemble = ensemble.to(device=self.device).to(memory_format=torch.channels_last).eval()
@@ -54,6 +66,16 @@ class Engine:
             member.network if isinstance(member, Member) else member for member in ensemble.members
         )
         self._dtype = autocast_dtype(self.precision)
+        self.passes = check_passes(ensemble.members, passes)
+        self._runs = [stochastic_copy(member) if passes > 1 else member for member in ensemble.members]
+
+    def with_passes(self, passes: int) -> Engine:
+        """An engine like this one, on the same weights, with another number of passes; this one stays as it is.
+
+        Raises:
+            ConfigError: As for `passes` of the class.
+        """
+        return self if passes == self.passes else Engine(self.ensemble, self.device, self.precision, passes)
 
     @property
     def in_channels(self) -> int | None:
@@ -85,9 +107,18 @@ class Engine:
             if any(padding):
                 raw = F.pad(raw, padding, mode="replicate")
             raw = raw.contiguous(memory_format=torch.channels_last)
-        for member in self.ensemble.members:
+        for seed, member in enumerate(self._runs):
             # No name here: one would keep these probabilities alive while the next member runs.
-            yield self._probabilities_of(member, raw)[..., :height, :width]
+            yield self._mean_of_passes(member, raw, seed)[..., :height, :width]
+
+    def _mean_of_passes(self, member: nn.Module, raw: Tensor, seed: int) -> Tensor:
+        if self.passes == 1:
+            return self._probabilities_of(member, raw)
+        with seeded(seed, self.device), torch.inference_mode():
+            total = self._probabilities_of(member, raw)
+            for _ in range(self.passes - 1):
+                total += self._probabilities_of(member, raw)
+            return total / self.passes
 
     def _probabilities_of(self, member: nn.Module, raw: Tensor) -> Tensor:
         with torch.inference_mode(), torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):

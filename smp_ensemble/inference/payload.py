@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 DEFAULT_KIND = "mask"
 AVAILABLE_KINDS = tuple(kind for kind in KINDS if kind != "uncertainty")
-PARAMS = ("kind", "views")
+PARAMS = ("kind", "views", "passes")
 IMAGE_COLUMN = "image"
 
 
@@ -52,7 +52,8 @@ def answer(engine: Engine, data: Any, params: Mapping[str, Any]) -> Any:
         engine: Runs the ensemble.
         data: Images as uint8 `(N, H, W, C)`, or a list of `(H, W, C)` of any sizes, or a DataFrame whose column
             `image` holds PNG, JPEG or TIFF bytes, or base64 of them.
-        params: `kind`: `mask`, `probabilities`, `rle` or `overlay`; `views`.
+        params: `kind`: `mask`, `probabilities`, `rle` or `overlay`; `views`; `passes`, how many with dropout on are
+            averaged.
 
     Returns:
         For arrays and lists: masks as uint8 `(N, H, W)`, in multilabel mode `(N, K, H, W)`; probabilities as float32
@@ -69,6 +70,8 @@ def answer(engine: Engine, data: Any, params: Mapping[str, Any]) -> Any:
             raise InputError(f"unknown param '{name}': {nearest(name, PARAMS)}")
     kind = check_kind(str(params.get("kind", DEFAULT_KIND)))
     check_views([str(params.get("views") or "none")])
+    if params.get("passes") is not None:
+        engine = engine.with_passes(_to_whole(params["passes"], "passes"))
     images = read_images(data, engine.in_channels)
     ensemble = engine.ensemble
     results = [
@@ -81,6 +84,13 @@ def answer(engine: Engine, data: Any, params: Mapping[str, Any]) -> Any:
     if kind != "rle" and len({result.shape for result in results}) == 1:
         return np.stack(results)
     return results
+
+
+def _to_whole(value: Any, name: str) -> int:
+    """A whole number of Python's or NumPy's; which ones make sense is the engine's to say."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise InputError(f"expected {name} as a whole number above 0, got {value!r}")
+    return int(value)
 
 
 def read_images(data: Any, bands: int | None = None) -> list[npt.NDArray[np.generic]]:

@@ -35,7 +35,7 @@ REQUIREMENTS = (
     "segmentation-models-pytorch",
     "timm",
     "torch",
-    "torchvision",  # smp imports it, and each release fits one torch
+    "torchvision",  # smp and our FCN import it, and each release fits one torch
 )
 
 SIGNATURES = ("params", "arrays", "images")
@@ -59,6 +59,7 @@ def signature_of(kind: str, in_channels: int) -> ModelSignature:
         [
             ParamSpec("kind", DataType.string, DEFAULT_KIND),
             ParamSpec("views", DataType.string, VIEWS[0]),
+            ParamSpec("passes", DataType.long, 1),
         ]
     )
     match kind:

@@ -66,7 +66,7 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     """Scores a model and leaves metrics and overlays in a run of their own.
 
     Raises:
-        ConfigError: No such model or split.
+        ConfigError: No such model or split, or several passes of a model without dropout.
         LeakError: A member was trained on images of this split.
         NetworkError: The model does not fit the data.
         IntegrityError: A file of the model is missing or changed.
@@ -76,11 +76,11 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     data = load_splits(options).split(options.split)
     check_fits(options.model, task_of(loaded), data.task)
     check_leaks(members, data, options.split)
-    engine = Engine(loaded, choose_device(options.accelerator), options.precision)
+    engine = Engine(loaded, choose_device(options.accelerator), options.precision, options.passes)
     thresholds = [loaded.threshold] * (len(members) + 1)
     scores = score(engine, data, batch_size=options.batch_size, thresholds=thresholds, label=options.split)
     with tracked_run(names.EVALUATION, experiment=options.experiment) as run:
-        run.log_params({"model": options.model, "data": options.data, "split": options.split})
+        run.log_params({"model": options.model, "data": options.data, "split": options.split, "passes": options.passes})
         reference = data.reference()
         run.log_dataset(reference, options.split)
         run.log_metrics(

@@ -58,14 +58,14 @@ def predict(options: PredictOptions) -> Prediction:
 
     Raises:
         DataError: No images, or none of them can be read.
-        ConfigError: No such model, kind or views.
+        ConfigError: No such model, kind or views, or several passes of a model without dropout.
         IntegrityError: A file of the model is missing or changed.
     """
     kind = check_kind(options.kind)
     check_views([options.views])
     images = find_images(options.input)
     ensemble = load_model(options.model)
-    engine = Engine(ensemble, choose_device(options.accelerator), options.precision)
+    engine = Engine(ensemble, choose_device(options.accelerator), options.precision, options.passes)
     writer = FileWriter(Path(options.output), kind, images)
     errors: list[tuple[str, str]] = []
     batches = [images[at : at + options.batch_size] for at in range(0, len(images), options.batch_size)]

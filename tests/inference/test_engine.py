@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 
 import numpy as np
@@ -204,3 +205,117 @@ def test_an_image_without_bands_is_refused(engine):
 def test_unknown_precision_is_refused(engine):
     with pytest.raises(ConfigError, match="unknown precision 'bf61'"):
         Engine(engine.ensemble, "cpu", "bf61")
+
+
+def dropping_member(seed: int) -> Member:
+    torch.manual_seed(seed)
+    options = {"encoder_depth": 3, "decoder_channels": [8, 8, 8], "dropout": 0.5}
+    return Member(create_network("unet", num_outputs=3, model_options=options), imagenet())
+
+
+@pytest.fixture(scope="module")
+def dropping() -> Ensemble:
+    return Ensemble([dropping_member(0), dropping_member(1)], mode="multiclass", weights=[2, 1])
+
+
+@torch.inference_mode()
+def passes_by_hand(member: Member, images: torch.Tensor, passes: int, seed: int) -> np.ndarray:
+    """The mean of softmax over passes, with the member itself switched, and computed by NumPy."""
+    member.network.head_dropout.train()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            raw = images.float().contiguous(memory_format=torch.channels_last)
+            logits = np.stack([member(raw).numpy() for _ in range(passes)]).astype(np.float64)
+    finally:
+        member.network.head_dropout.eval()
+    powers = np.exp(logits - logits.max(axis=2, keepdims=True))
+    return (powers / powers.sum(axis=2, keepdims=True)).mean(axis=0)
+
+
+def test_passes_are_averaged_for_each_member_and_then_combined(dropping):
+    images = make_images(16, 16, count=2)
+    engine = Engine(dropping, "cpu", "32", passes=3)
+    by_hand = [passes_by_hand(member, images, 3, seed) for seed, member in enumerate(dropping.members)]
+    for one, expected in zip(engine.member_probabilities(images), by_hand, strict=True):
+        np.testing.assert_allclose(one.numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(engine(images).numpy(), (2 * by_hand[0] + by_hand[1]) / 3, atol=1e-6)
+
+
+def test_members_of_equal_weights_draw_apart():
+    ensemble = Ensemble([dropping_member(0), dropping_member(0)], mode="multiclass")
+    first, second = Engine(ensemble, "cpu", "32", passes=2).member_probabilities(make_images(16, 16))
+    assert not torch.equal(first, second)
+
+
+def test_one_pass_is_the_deterministic_one(dropping):
+    images = make_images(16, 16)
+    assert torch.equal(Engine(dropping, "cpu", "32", passes=1)(images), Engine(dropping, "cpu", "32")(images))
+    assert torch.equal(Engine(dropping, "cpu", "32", passes=1)(images), forward(Engine(dropping, "cpu", "32"), images))
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
+def test_passes_repeat_and_leave_state_and_members_alone(dropping, precision):
+    images = make_images(13, 21)
+    engine = Engine(dropping, "cpu", precision, passes=3)
+    weights = {name: tensor.clone() for name, tensor in dropping.state_dict().items()}
+    state = torch.get_rng_state()
+    first = engine(images)
+    torch.rand(5)
+    assert torch.equal(engine(images), first)
+    assert torch.equal(Engine(dropping, "cpu", precision, passes=3)(images), first)
+    torch.set_rng_state(state)
+    engine(images)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(module.training for module in dropping.modules())
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in dropping.state_dict().items())
+
+
+def test_an_error_in_a_pass_leaves_everything_as_it_was(dropping, monkeypatch):
+    engine = Engine(dropping, "cpu", "32", passes=3)
+    state = torch.get_rng_state()
+
+    def broken(member, images):
+        torch.rand(1)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(dropping, "probabilities_of", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engine(make_images(8, 8))
+    monkeypatch.undo()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(module.training for module in dropping.modules())
+    assert not torch.is_inference_mode_enabled()
+    engine(make_images(8, 8))
+
+
+def test_a_deterministic_call_beside_a_stochastic_one_stays_deterministic(dropping):
+    images = make_images(32, 32)
+    plain, stochastic = Engine(dropping, "cpu", "32"), Engine(dropping, "cpu", "32", passes=40)
+    expected, expected_mean = plain(images), stochastic(images)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(stochastic(images))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        assert torch.equal(plain(images), expected)
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(one, expected_mean) for one in found)
+
+
+def test_another_number_of_passes_is_another_engine(dropping):
+    images = make_images(16, 16)
+    engine = Engine(dropping, "cpu", "32")
+    assert engine.with_passes(1) is engine
+    several = engine.with_passes(3)
+    assert several.ensemble is engine.ensemble
+    assert torch.equal(several(images), Engine(dropping, "cpu", "32", passes=3)(images))
+    assert torch.equal(engine(images), several.with_passes(1)(images))
+
+
+def test_passes_without_dropout_are_refused_by_name(engine):
+    with pytest.raises(ConfigError, match=r"passes=4 needs dropout, but member 0 \(Unet\) holds none"):
+        Engine(engine.ensemble, "cpu", passes=4)
+    with pytest.raises(ConfigError, match="passes=4 needs dropout"):
+        engine.with_passes(4)

@@ -210,6 +210,12 @@ def test_the_ensembles_threshold_decides():
         ({"kind": 3}, "unknown kind '3'"),
         ({"views": "flip"}, "unknown views 'flip'"),
         ({"knid": "mask"}, "unknown param 'knid': did you mean 'kind'"),
+        ({"passes": 0}, "expected passes as a whole number above 0, got 0"),
+        ({"passes": -3}, "expected passes as a whole number above 0, got -3"),
+        ({"passes": 2.5}, "expected passes as a whole number above 0, got 2.5"),
+        ({"passes": "many"}, "expected passes as a whole number above 0, got 'many'"),
+        ({"passes": True}, "expected passes as a whole number above 0, got True"),
+        ({"passes": 2}, r"passes=2 needs dropout, but member 0 \(Conv2d\) holds none"),
     ],
 )
 def test_unknown_params_are_refused(binary, params, message):
@@ -225,6 +231,22 @@ def test_kinds_are_those_of_the_package():
 def test_no_views_may_be_said_in_every_way(binary):
     for views in (None, "", "none"):
         assert answer(binary, make_images(), {"views": views}).shape == (3, 5, 7)
+
+
+def test_passes_are_those_of_the_engine_and_leave_it_as_it_is():
+    network = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(3, 1, 1))
+    member = Member(network, Normalization("none", [0.0] * 3, [1.0] * 3))
+    engine = Engine(Ensemble([member], mode="binary", class_names=NAMES["binary"]), "cpu", "32")
+    images = make_images()
+    several = Engine(engine.ensemble, "cpu", "32", passes=3)
+    expected = np.stack(several.predict(list(images)))
+    before = answer(engine, images, {"kind": "probabilities"})
+    for passes in (3, np.int64(3)):
+        assert np.array_equal(answer(engine, images, {"kind": "probabilities", "passes": passes}), expected)
+    assert not np.array_equal(before, expected)
+    for passes in (None, 1):
+        assert np.array_equal(answer(engine, images, {"kind": "probabilities", "passes": passes}), before)
+    assert np.array_equal(answer(several, images, {"kind": "probabilities"}), expected)
 
 
 BANDS_FIRST = np.zeros((3, 8, 8), np.uint8)

@@ -104,6 +104,9 @@ def test_pyfunc_answers_arrays_lists_and_bytes_alike(ensemble, images, tracking)
         (np.zeros((1, 8, 8, 4), np.uint8), {}, r"expected image 0 with 3 bands, shape \(H, W, 3\), got \(8, 8, 4\)"),
         (np.zeros((1, 8, 8, 3), np.uint8), {"kind": "masks"}, "unknown kind 'masks': did you mean 'mask'"),
         (np.zeros((1, 8, 8, 3), np.uint8), {"views": "d5"}, "unknown views 'd5'"),
+        (np.zeros((1, 8, 8, 3), np.uint8), {"passes": 0}, "passes as a whole number above 0, got 0"),
+        (np.zeros((1, 8, 8, 3), np.uint8), {"passes": "many"}, "passes"),
+        (np.zeros((1, 8, 8, 3), np.uint8), {"passes": 2}, "passes=2 needs dropout, but member 0 .Unet. holds none"),
         (np.full((1, 8, 8, 3), np.nan), {}, "finite"),
         ([], {}, "at least one image"),
     ],
@@ -114,6 +117,18 @@ def test_wrong_values_are_refused_by_name(ensemble, tmp_path, data, params, mess
     with pytest.raises(MlflowException, match=message) as caught:
         model.predict(data, params=params)
     assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+
+
+def test_passes_of_a_loaded_model_repeat(make_tiny_network, images, tmp_path):
+    dropping = Ensemble([Member(make_tiny_network(dropout=0.5), imagenet())], mode="binary", class_names=("a", "b"))
+    save_model(dropping, tmp_path / "model")
+    params = {"kind": "probabilities", "passes": 4}
+    found = [mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(images, params=params) for _ in range(2)]
+    expected = Engine(dropping, passes=4)(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).cpu().numpy()
+    assert np.array_equal(found[0], expected)
+    assert np.array_equal(found[1], expected)
+    plain = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(images, params={"kind": "probabilities"})
+    assert not np.array_equal(plain, expected)
 
 
 @pytest.mark.parametrize("signature", ["arrays", "images"])
