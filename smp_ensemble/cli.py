@@ -56,6 +56,11 @@ COMMANDS = {
         "snapshots -> one model, scored against its best member, registered if asked",
         "smp-ensemble ensemble --data my_data --where \"metrics.val_iou > 0.6\" --register-as buildings",
     ),
+    "soup": Command(
+        "soup:soup", workflow_options.SoupOptions,
+        "snapshots -> one snapshot whose weights are their average, batch norm refreshed",
+        "smp-ensemble soup --data my_data --where \"params.trainer = 'snapshot'\" --selector greedy",
+    ),
     "evaluate": Command(
         "evaluate:evaluate", workflow_options.EvaluateOptions,
         "any model of ours -> scores and overlays",

@@ -200,10 +200,8 @@ def _shared(statistics: list[_Statistics], batches: int, device: torch.device) -
     dist.all_reduce(counts)
     dist.all_reduce(sums)
     totals = counts[1:].tolist()
-    means = [
-        one / max(total, 1.0)
-        for one, total in zip(sums.split([len(found.mean) for found in statistics]), totals, strict=True)
-    ]
+    sizes = [len(found.mean) for found in statistics]
+    means = [one / max(total, 1.0) for one, total in zip(torch.split(sums, sizes), totals, strict=True)]
     squares = torch.cat(
         [
             found.squares.to(counts) + (found.mean.to(counts) - mean).square() * found.count
@@ -211,8 +209,7 @@ def _shared(statistics: list[_Statistics], batches: int, device: torch.device) -
         ]
     )
     dist.all_reduce(squares)
-    parts = squares.split([len(found.mean) for found in statistics])
-    for found, total, mean, part in zip(statistics, totals, means, parts, strict=True):
+    for found, total, mean, part in zip(statistics, totals, means, torch.split(squares, sizes), strict=True):
         found.count, found.mean, found.squares = total, mean, part
     return int(counts[0])
 

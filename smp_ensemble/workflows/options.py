@@ -168,6 +168,24 @@ class MainOptions(TrainOptions, EnsembleOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SoupOptions(DataOptions):
+    """Which snapshots to average."""
+
+    where: str = option("", "filter on snapshot runs, as typed in the tracking UI; empty: all but soups")
+    pick: str = option("", "tag value given in the UI (ensemble=NAME), model ids, or a registered model's name")
+    experiment: str | None = option(None, "MLflow experiments, by name, separated by commas", str)
+    metric: str = option("val_iou", "ranks the candidates, and says whether an average is no worse")
+    selector: str = option(
+        "greedy", "greedy: each in turn, kept where the average gets no worse; uniform: the average of all"
+    )
+    max_members: int = option(10, "at most so many candidates, the best", parse_positive)
+    batch_size: int = option(8, "images in a batch", parse_positive)
+    precision: str = option("auto", "Lightning's words (32, bf16-mixed, ...) or auto")
+    accelerator: str = option("auto", "auto, cpu, cuda or mps")
+    run_name: str | None = option(None, "name of the run that holds the soup", str)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(PartOptions):
     """What to score, on what."""
 
