@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from smp_ensemble.data.forms import load_data
-from smp_ensemble.data.loading import SeededBatches, _collate, evaluation_loader, training_loader
+from smp_ensemble.data.loading import SeededBatches, _collate, evaluation_loader, ordered_loader, training_loader
 from smp_ensemble.data.transforms import TrainTransform
 from smp_ensemble.exceptions import ConfigError
 
@@ -144,3 +144,32 @@ def test_bad_numbers_are_refused(dataset, options, message):
 
 def test_more_workers_than_processors_are_not_started(dataset):
     assert evaluation_loader(dataset, batch_size=1, workers=10_000).num_workers < 10_000
+
+
+def test_weights_say_how_often_an_image_is_drawn():
+    weights = np.array([1.0, 0.0, 3.0, 6.0])
+    epoch = 0
+    batches = SeededBatches(4, 2, 0, lambda: epoch, weights_of=lambda: weights)
+    drawn = []
+    for epoch in range(1500):  # noqa: B007 - the batches ask for it
+        drawn += [index for batch in batches for index, _ in batch]
+    shares = np.bincount(drawn, minlength=4) / len(drawn)
+    assert shares == pytest.approx([0.1, 0.0, 0.3, 0.6], abs=0.02)  # four standard deviations of 6,000 draws
+    assert list(batches) == list(batches)
+
+
+def test_weights_are_asked_for_at_each_start():
+    weights = None
+    batches = SeededBatches(6, 2, 0, lambda: 0, weights_of=lambda: weights)
+    assert sorted(index for batch in batches for index, _ in batch) == list(range(6))
+    weights = np.eye(6)[4]
+    assert [index for batch in batches for index, _ in batch] == [4] * 6
+
+
+def test_ordered_batches_hold_each_image_once(dataset):
+    transform = TrainTransform(32, fill=(90, 90, 90), augment="none")
+    batches = list(ordered_loader(dataset, transform, batch_size=4, seed=3))
+    assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(14))
+    assert [len(batch["image"]) for batch in batches] == [4, 4, 4, 2]
+    assert same(batches, list(ordered_loader(dataset, transform, batch_size=4, seed=3)))
+    assert not same(batches, list(ordered_loader(dataset, transform, batch_size=4, seed=4)))

@@ -15,7 +15,7 @@ from smp_ensemble.exceptions import NetworkError, ScheduleError
 from smp_ensemble.testing import MemoryStore
 from smp_ensemble.training.callback import SnapshotCallback
 from smp_ensemble.training.networks import find_network
-from smp_ensemble.training.trainers import SSE
+from smp_ensemble.training.trainers import EMA, SSE, SWA, Single
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers",
@@ -59,7 +59,7 @@ def loader(batches=3):
     return torch.utils.data.DataLoader(samples, batch_size=2)
 
 
-def run(module, trainer=None, *, validate=True, store=None, epochs=4, **options):
+def run(module, trainer=None, *, validate=True, store=None, epochs=4, callbacks=(), **options):
     store = store or MemoryStore()
     callback = SnapshotCallback(
         trainer or SSE(cycles=2),
@@ -72,7 +72,7 @@ def run(module, trainer=None, *, validate=True, store=None, epochs=4, **options)
     host = pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        callbacks=[callback],
+        callbacks=[*callbacks, callback],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -156,3 +156,82 @@ def test_the_network_is_found_or_asked_for(make_tiny_network):
         find_network(module)
     with pytest.raises(NetworkError, match="found none"):
         find_network(nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("method", [SWA(start=0.5), EMA(decay=0.9)])
+def test_a_foreign_module_validates_the_average_and_trains_on_as_before(make_tiny_network, method):
+    module = OwnModule(make_tiny_network())
+    (kept,) = run(module, method).kept
+    network = make_tiny_network(seed=5)
+    network.load_state_dict(kept.weights)
+    (batch,) = loader(1)
+    with torch.no_grad():
+        expected = network.eval()(batch["image"]).mean().abs().item()
+        raw = module.net.eval()(batch["image"]).mean().abs().item()
+    assert kept.record.metrics == {"val_iou": pytest.approx(expected, abs=1e-6)}
+    assert raw != pytest.approx(expected, abs=1e-9)
+
+
+def test_the_averages_statistics_come_from_the_trainers_own_batches(make_tiny_network):
+    module = OwnModule(make_tiny_network())
+    (kept,) = run(module, SWA(start=0.5)).kept
+    first = "encoder.bn1"
+    weight = kept.weights["encoder.conv1.weight"]
+    images = torch.cat([batch["image"] for batch in loader()])
+    inputs = torch.nn.functional.conv2d(images, weight, stride=2, padding=3).numpy()
+    assert kept.weights[f"{first}.running_mean"].numpy() == pytest.approx(inputs.mean(axis=(0, 2, 3)), abs=1e-5)
+    assert kept.weights[f"{first}.running_var"].numpy() == pytest.approx(inputs.var(axis=(0, 2, 3)), rel=1e-4)
+
+
+class Stop(pl.Callback):
+    """Stops after the first epoch, as early stopping does."""
+
+    def on_validation_end(self, trainer, pl_module):
+        if not trainer.sanity_checking:
+            trainer.should_stop = True
+
+
+def test_training_that_stops_early_keeps_its_last_weights(make_tiny_network):
+    (kept,) = run(OwnModule(make_tiny_network()), Single(), callbacks=[Stop()]).kept
+    assert (kept.record.step, kept.record.epoch) == (3, 1)
+
+
+def test_an_average_that_is_not_due_yet_leaves_no_snapshot(make_tiny_network, caplog):
+    store = run(OwnModule(make_tiny_network()), SWA(start=0.5), callbacks=[Stop()])
+    assert not store.kept
+    assert "training stops after step 3, before the average was due" in caplog.text
+
+
+def test_an_error_in_the_averages_validation_leaves_the_trainings_own_weights(make_tiny_network):
+    class Failing(OwnModule):
+        def on_validation_epoch_end(self):
+            if not self.trainer.sanity_checking and self.trainer.current_epoch == 3:
+                raise RuntimeError("out of luck")
+
+    module = Failing(make_tiny_network())
+    own = {}
+
+    class Remember(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            own.update({name: tensor.clone() for name, tensor in module.net.state_dict().items()})
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        run(module, SWA(start=0.25), callbacks=[Remember()])
+    assert all(torch.equal(tensor, own[name]) for name, tensor in module.net.state_dict().items())
+    assert torch.is_grad_enabled()
+
+
+def test_warm_up_scales_the_first_rates(make_tiny_network):
+    module = OwnModule(make_tiny_network())
+    store = MemoryStore()
+    callback = SnapshotCallback(
+        Single(), mode="binary", class_names=("a", "b"), normalization=imagenet(), store=store, warmup_epochs=1.5
+    )
+    host = pl.Trainer(
+        max_epochs=4, accelerator="cpu", callbacks=[callback], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    host.fit(module, loader(), loader(1))
+    plain = Single().schedule(4, 3)
+    expected = [0.1 * plain.factor(step) * min(1, (step + 1) / 4) for step in range(12)]  # round(1.5 * 3) steps
+    assert [rates[1] for rates in module.rates] == pytest.approx(expected)
