@@ -80,12 +80,19 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     thresholds = [loaded.threshold] * (len(members) + 1)
     scores = score(engine, data, batch_size=options.batch_size, thresholds=thresholds, label=options.split)
     with tracked_run(names.EVALUATION, experiment=options.experiment) as run:
-        run.log_params({"model": options.model, "data": options.data, "split": options.split, "passes": options.passes})
+        run.log_params(
+            {
+                "model": options.model,
+                "data": options.data,
+                "split": options.split,
+                "fold": options.fold,
+                "passes": options.passes,
+            }
+        )
         reference = data.reference()
         run.log_dataset(reference, options.split)
-        run.log_metrics(
-            {f"{options.split}_{name}": value for name, value in scores[-1].metrics.items()}, dataset=reference
-        )
+        prefix = options.split.replace("-", "_")
+        run.log_metrics({f"{prefix}_{name}": value for name, value in scores[-1].metrics.items()}, dataset=reference)
         pairs = [data.read(index) for index in preview_indices(data)]
         images_shown = [image for image, _ in pairs]
         masks = [decide(loaded, probabilities) for probabilities in engine.predict(images_shown)]

@@ -73,7 +73,7 @@ class Training:
                 "val loss": snapshot.metrics.get("val_loss"),
                 "val ECE": snapshot.metrics.get("val_ece"),
             }
-            | ({} if self.left_out is None else {"cv IoU": snapshot.metrics.get("cv_iou")})
+            | ({} if self.planned.fold is None else {"cv IoU": snapshot.metrics.get("cv_iou")})
             for snapshot in self.snapshots
         ]
 
@@ -84,9 +84,10 @@ class Training:
             "best snapshot": self.best.model_id,
             "val IoU": self.best.metrics.get("val_iou"),
         }
-        if self.left_out is not None:
-            found |= {"cv IoU": self.best.metrics.get("cv_iou"), "cv IoU combined": self.left_out.combined["cv_iou"]}
-        return {**found, "seconds": round(self.seconds, 1)}
+        if self.planned.fold is not None:
+            combined = self.left_out.combined["cv_iou"] if self.left_out is not None else None
+            found |= {"cv IoU": self.best.metrics.get("cv_iou"), "cv IoU combined": combined}
+        return {**found, "seconds": round(self.seconds)}
 
 
 def method_of(options: TrainOptions) -> Trainer:

@@ -109,6 +109,34 @@ def test_curves_files_and_the_spool_end_up_in_the_run(tracking, make_record, tmp
     assert store.snapshots() == []  # asking afterwards is fine
 
 
+def test_scores_on_further_data_are_linked_to_it_and_to_the_snapshot(tracking, make_record, tiny_splits):
+    reference = tiny_splits.test.reference()
+    with MlflowStore() as store:
+        store.save_snapshot(make_record(2, iou=0.6))
+        store.log_metrics({"val_iou": 0.6}, 20)
+        (snapshot,) = store.snapshots()
+        store.log_scores({"cv_iou": 0.5}, reference, snapshot)
+        store.log_scores({"cv_iou": 0.55}, reference)
+    assert tracking.get_run(snapshot.run_id).data.metrics["cv_iou"] == 0.5
+    assert tracking.get_run(store.run_id).data.metrics["cv_iou"] == 0.55
+    (found,) = (one for one in tracking.get_logged_model(snapshot.model_id).metrics if one.key == "cv_iou")
+    assert (found.value, found.step, found.dataset_digest) == (0.5, 20, reference.digest)
+    assert [(point.step, point.value) for point in tracking.get_metric_history(store.run_id, "cv_iou")] == [(20, 0.55)]
+
+
+def test_a_training_may_be_nested_under_a_run(tracking, make_record):
+    experiment = tracking.create_experiment("roofs")
+    parent = tracking.create_run(experiment).info.run_id
+    with MlflowStore(parent_run_id=parent, run_name="fold-0") as store:
+        store.save_snapshot(make_record())
+        (snapshot,) = store.snapshots()
+    run = tracking.get_run(store.run_id)
+    assert run.data.tags[names.PARENT_RUN] == parent
+    assert (run.info.experiment_id, run.info.run_name, run.info.status) == (experiment, "fold-0", "FINISHED")
+    assert tracking.get_run(snapshot.run_id).data.tags[names.PARENT_RUN] == store.run_id
+    assert tracking.get_run(parent).info.status == "RUNNING"
+
+
 def test_each_snapshot_brings_its_overlays(tracking, make_record, tiny_splits):
     images = [tiny_splits.val.read(index) for index in range(2)]
     with MlflowStore(previews=images) as store:
@@ -215,7 +243,7 @@ def test_without_a_store_training_opens_mlflow_and_ends_its_run(tracking, make_t
     parent = tracking.get_run(tracking.get_run(snapshot.run_id).data.tags[names.PARENT_RUN])
     assert parent.info.status == "FINISHED"
 
-    with pytest.raises(ConfigError, match="unknown loss 'dise'"):
-        fit(make_tiny_network(), *data, trainer="single", epochs=1, options=FitOptions(loss="dise", crop_size=32))
+    with pytest.raises(ConfigError, match="unknown optimizer 'sdg'"):
+        fit(make_tiny_network(), *data, trainer="single", epochs=1, options=FitOptions(optimizer="sdg", crop_size=32))
     (failed,) = [run for run in tracking.search_runs(["0"]) if run.info.status == "FAILED"]
-    assert "unknown loss 'dise'" in failed.data.tags[names.ERROR]
+    assert "unknown optimizer 'sdg'" in failed.data.tags[names.ERROR]

@@ -13,6 +13,8 @@ from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.typing import KINDS
 from smp_ensemble.workflows.options import (
     EnsembleOptions,
+    EvaluateOptions,
+    ImportOptions,
     MainOptions,
     PredictOptions,
     TrainOptions,
@@ -90,6 +92,14 @@ def test_options_go_by_name_alone():
 def test_main_is_the_union_of_train_and_ensemble():
     union = {known.name for known in (*fields(TrainOptions), *fields(EnsembleOptions))}
     assert {known.name for known in fields(MainOptions)} == union
+
+
+def test_commands_that_need_training_images_choose_a_part_of_them():
+    parts = {"folds", "bootstrap", "fold"}
+    for options in (TrainOptions, MainOptions, EvaluateOptions, ImportOptions):
+        assert parts <= {known.name for known in fields(options)}
+    assert not parts & {known.name for known in fields(EnsembleOptions)}  # all folds share its validation data
+    assert "-P folds=5 -P fold=3" in {known.name: known for known in fields(TrainOptions)}["fold"].metadata["help"]
 
 
 def test_help_tells_the_kinds_apart():

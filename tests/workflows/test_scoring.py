@@ -19,7 +19,7 @@ from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.inference import engine as engine_module
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.typing import IGNORE_INDEX
-from smp_ensemble.workflows.scoring import score
+from smp_ensemble.workflows.scoring import measure, pooled, score
 
 if TYPE_CHECKING:
     from smp_ensemble.data.datasets import SegmentationDataset
@@ -164,6 +164,19 @@ def test_cutting_batches_changes_nothing(data, monkeypatch):
 def test_one_member_scores_as_its_ensemble(data):
     member, ensemble = score(make_engine(data, members=1), data, thresholds=[0.5, 0.5])
     assert member.metrics == pytest.approx(ensemble.metrics)
+
+
+def test_meters_pool_to_the_scores_of_all_pixels_and_stay_as_they_are(data):
+    engine = make_engine(data)
+    parts = [data.subset([0, 2]), data.subset([1]), data.subset([3])]
+    meters = [measure(engine, part, thresholds=[0.4, 0.5, 0.6])[-1] for part in parts]
+    alone = [meter.score().metrics for meter in meters]
+    whole = score(engine, data, thresholds=[0.4, 0.5, 0.6])[-1]
+    for order in (meters, meters[::-1]):
+        found = pooled(order)
+        assert found.threshold == whole.threshold
+        assert found.metrics == pytest.approx(whole.metrics)
+    assert [meter.score().metrics for meter in meters] == alone
 
 
 def test_memory_holds_one_members_probabilities_and_one_sum(binary, monkeypatch):

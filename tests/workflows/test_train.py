@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from tiny import DATA, TINY
+from tiny import DATA, SHORT, TINY
 
+from smp_ensemble import load_data, load_model, search_snapshots
+from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.tracking import names
+from smp_ensemble.training.fit import fit
+from smp_ensemble.typing import IGNORE_INDEX
+from smp_ensemble.workflows.starting import new_network
 
 
 def kinds(client):
@@ -42,12 +49,181 @@ def test_the_same_seed_gives_the_same_scores(command):
     assert rows[0] == rows[1]
 
 
+def test_torchvisions_fcn_is_trained_and_tracked_as_any_other(command):
+    arguments = ("--arch", "fcn", "--model-options", '{"dropout": 0.3}', "--encoder-lr-scale", "0.5")
+    code, values, _ = command("train", *DATA, *SHORT, *arguments, "--crop-size", "32", "--epochs", "1", "--cycles", "1")
+    assert code == 0
+    (row,) = values["snapshots"]
+    network = load_model(f"models:/{row['snapshot']}").members[0].network
+    assert [one.p for one in network.modules() if isinstance(one, torch.nn.Dropout)] == [0.3]
+    assert network(torch.zeros(1, 3, 40, 56)).shape == (1, 1, 40, 56)
+
+
+def nested(client, run_id, kind):
+    found = client.search_runs(
+        ["0"],
+        f"tags.`{names.PARENT_RUN}` = '{run_id}' and tags.`{names.KIND}` = '{kind}'",
+        order_by=["attributes.start_time"],
+    )
+    return list(found)
+
+
+def predicted(snapshots, image):
+    """The mean of the snapshots' probabilities `(H, W)` of one image."""
+    raw = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].float()
+    with torch.no_grad():
+        return torch.stack([snapshot(raw) for snapshot in snapshots]).mean(0)[0, 0].numpy()
+
+
+def iou(pairs):
+    """Pooled over (probabilities, mask) pairs, at threshold 0.5, by plain counting."""
+    chosen = np.concatenate([one.ravel() >= 0.5 for one, _ in pairs])
+    true = np.concatenate([mask.ravel() == 1 for _, mask in pairs])
+    valid = np.concatenate([mask.ravel() != IGNORE_INDEX for _, mask in pairs])
+    return (chosen & true & valid).sum() / ((chosen | true) & valid).sum()
+
+
+@pytest.fixture
+def networks_alive(monkeypatch):
+    """How many networks of earlier trainings are in memory whenever a training makes its own."""
+    made, alive = [], []
+
+    def watched(*arguments):
+        alive.append(sum(one() is not None for one in made))
+        network = new_network(*arguments)
+        made.append(weakref.ref(network))
+        return network
+
+    monkeypatch.setattr("smp_ensemble.workflows.training.new_network", watched)
+    return alive
+
+
+@pytest.mark.slow
+def test_folds_train_in_turn_and_score_what_they_left_out(command, tracking, networks_alive):
+    short = (*DATA, *TINY, "--epochs", "2", "--cycles", "2", "--loss", "lovasz", "--optimizer", "adam", "--lr", "0.01")
+    code, values, _ = command("train", *short, "--folds", "2", "--run-name", "roofs")
+    assert code == 0
+    assert networks_alive == [0, 0]
+    plan = tracking.get_run(values["run_id"])
+    assert (plan.info.status, plan.info.run_name, plan.data.tags[names.KIND]) == ("FINISHED", "roofs", "plan")
+    trainings = nested(tracking, values["run_id"], "training")
+    assert [run.info.run_name for run in trainings] == ["roofs-fold-0", "roofs-fold-1"]
+    assert [(run.data.params["folds"], run.data.params["fold"]) for run in trainings] == [("2", "0"), ("2", "1")]
+
+    whole = load_data(DATA[1])
+    pairs, combined = [], []
+    for fold, training in enumerate(values["trainings"]):
+        left_out = load_data(DATA[1], folds=2, fold=fold).left_out
+        snapshots = [load_model(f"models:/{one}") for one in training["snapshots"]]
+        samples = [left_out.read(index) for index in range(len(left_out))]
+        of_fold = [(predicted(snapshots, image), mask) for image, mask in samples]
+        pairs += of_fold
+        combined.append(iou(of_fold))
+        assert training["cv"]["cv_iou"] == pytest.approx(combined[-1], abs=1e-6)
+        assert tracking.get_run(training["run_id"]).data.metrics["cv_iou"] == pytest.approx(combined[-1], abs=1e-6)
+        first = iou([(predicted(snapshots[:1], image), mask) for image, mask in samples])
+        model = tracking.get_logged_model(training["snapshots"][0])
+        found = {one.key: one for one in model.metrics}
+        assert found["cv_iou"].value == pytest.approx(first, abs=1e-6)
+        assert found["cv_iou"].dataset_digest == left_out.digest
+        assert found["cv_iou"].step == found["val_iou"].step
+        assert found["val_iou"].dataset_digest == whole.val.digest
+        trained_on = set(whole.train.image_digests) - set(left_out.image_digests)
+        assert all(snapshot.members[0].training_images == trained_on for snapshot in snapshots)
+    assert 0 < iou(pairs) < 1
+    assert values["cv"]["cv_iou"] == pytest.approx(iou(pairs), abs=1e-6)
+    assert values["cv"]["cv_iou_mean"] == pytest.approx(np.mean(combined), abs=1e-6)
+    assert values["cv"]["cv_iou_std"] == pytest.approx(np.std(combined, ddof=1), abs=1e-6)
+    assert plan.data.metrics == pytest.approx(values["cv"])
+
+    ranked = search_snapshots(dataset_digest=whole.val.digest)
+    assert {one.model_id for one in ranked} == {row["snapshot"] for row in values["snapshots"]}
+
+    code, alone, _ = command("train", *short, "--folds", "2", "--fold", "1")
+    assert code == 0
+    second = [row for row in values["snapshots"] if row["snapshot"] in values["trainings"][1]["snapshots"]]
+    scores = ("epoch", "step", "val IoU", "val loss", "val ECE", "cv IoU")
+    assert [[row[name] for name in scores] for row in alone["snapshots"]] == [
+        [row[name] for name in scores] for row in second
+    ]
+    assert alone["cv"] == values["trainings"][1]["cv"]
+    params = [tracking.get_run(run_id).data.params for run_id in (alone["run_id"], values["trainings"][1]["run_id"])]
+    assert params[0] == params[1]
+
+    code, scored, _ = command(
+        *("evaluate", *DATA, *SHORT, "--model", f"models:/{alone['snapshots'][0]['snapshot']}"),
+        *("--split", "left-out", "--folds", "2", "--fold", "1"),
+    )
+    assert code == 0
+    assert scored["metrics"]["iou"] == pytest.approx(alone["snapshots"][0]["cv IoU"])
+
+
+@pytest.mark.slow
+def test_main_ranks_the_snapshots_of_all_bootstrap_samples_under_one_project_run(command, tracking, monkeypatch):
+    project = tracking.create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", project)
+    code, values, _ = command("main", *DATA, *TINY, "--trainer", "single", "--epochs", "1", "--bootstrap", "2")
+    assert code == 0
+    assert values["training"]["run_id"] == project
+    assert tracking.get_run(project).data.tags[names.KIND] == "plan"
+    trainings = nested(tracking, project, "training")
+    assert [run.info.run_id for run in trainings] == [one["run_id"] for one in values["training"]["trainings"]]
+    assert {run.data.params["bootstrap"] for run in trainings} == {"2"}
+    (ensemble,) = nested(tracking, project, "ensemble")
+    assert ensemble.info.run_id == values["ensemble"]["run_id"]
+    snapshots = values["training"]["snapshots"]
+    best_first = sorted(snapshots, key=lambda row: -row["val IoU"])
+    assert values["ensemble"]["members"] == [f"models:/{row['snapshot']}" for row in best_first]
+    for fold, row in enumerate(snapshots):
+        drawn = load_data(DATA[1], bootstrap=2, fold=fold).train
+        assert load_model(f"models:/{row['snapshot']}").members[0].training_images == set(drawn.image_digests)
+
+
+def test_seeds_are_trainings_that_differ_in_the_seed_alone(command, tracking):
+    code, values, _ = command("train", *DATA, *TINY, "--trainer", "single", "--epochs", "1", "--seeds", "2")
+    assert code == 0
+    assert values["cv"] is None
+    first, second = nested(tracking, values["run_id"], "training")
+    differing = {name for name, value in first.data.params.items() if second.data.params[name] != value}
+    assert differing == {"seed"}
+    assert [first.data.params["seed"], second.data.params["seed"]] == ["0", "1"]
+    assert values["snapshots"][0]["val loss"] != values["snapshots"][1]["val loss"]
+    assert [one["training"] for one in values["trainings"]] == ["seed-0", "seed-1"]
+
+
+def test_a_training_that_fails_fails_the_plan_and_leaves_what_was_finished(command, tracking, monkeypatch):
+    started = []
+
+    def fragile(*arguments, **options):
+        started.append(options)
+        if len(started) == 2:
+            raise ConfigError("the second one fails")
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr("smp_ensemble.workflows.training.fit", fragile)
+    code, _, errors = command("train", *DATA, *TINY, "--trainer", "single", "--epochs", "1", "--seeds", "3")
+    assert (code, errors) == (2, ["error: the second one fails"])
+    assert len(started) == 2
+    (plan,) = tracking.search_runs(["0"], f"tags.`{names.KIND}` = 'plan'")
+    assert plan.info.status == "FAILED"
+    assert "the second one fails" in plan.data.tags[names.ERROR]
+    first, second = nested(tracking, plan.info.run_id, "training")
+    assert (first.info.status, second.info.status) == ("FINISHED", "FAILED")
+    (snapshot,) = search_snapshots()
+    assert tracking.get_run(snapshot.run_id).data.tags[names.PARENT_RUN] == first.info.run_id
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--trainer", "snapshto"], "unknown trainer 'snapshto': did you mean 'snapshot'?"),
         (["--trainer", "single", "--cycles", "4"], "trainer 'single' has no option 'cycles'"),
         (["--encoder-name", "resnet19"], "unknown encoder 'resnet19': did you mean"),
+        (
+            ["--arch", "fcn", "--encoder-name", "resnet19"],
+            "unknown encoder 'resnet19' for fcn: did you mean 'resnet18'",
+        ),
+        (["--model-options", '{"dropout": 2}'], "expected a number above 0 and below 1 for dropout, got 2"),
         (["--arch", "unett"], "unknown arch 'unett': did you mean 'unet'?"),
         (["--model-options", '{"activation": "sigmoid"}'], "this network has 'activation'"),
         (["--model-options", '{"aux_params": {"classes": 2}}'], "this network has 'aux_params'"),
@@ -58,6 +234,14 @@ def test_the_same_seed_gives_the_same_scores(command):
         (["--zzz", "1"], "train has no option '--zzz'"),
         (["--in-channels", "4"], "in-channels=4, but the images have 3 bands"),
         (["--mode", "binery"], "unknown mode 'binery': did you mean 'binary'?"),
+        (["--folds", "3", "--seeds", "2"], "folds=3 and seeds=2: expected one of them; choose one"),
+        (["--folds", "3", "--fold", "3"], "fold: expected 0..2 for 3 folds, found 3"),
+        (["--fold", "1"], "fold=1 is one of what: pass folds=N or bootstrap=N too"),
+        (["--folds", "17"], "17 folds needs at least 17 images, found 16"),
+        (["--bootstrap", "3", "--arch", "unett"], "unknown arch 'unett': did you mean 'unet'?"),
+        (["--init", "nowhere.pt"], "no checkpoint found at 'nowhere.pt'"),
+        (["--init", "models:/m-nothing"], "cannot find the model 'models:/m-nothing'"),
+        (["--init", "a.pt", "--encoder-weights", "imagenet"], "init=a.pt brings the encoder's weights too"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(command, tracking, tmp_path, arguments, message):
