@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import sqlite3
@@ -17,6 +18,7 @@ from hypothesis import settings
 from tiny import DATA, OPTIONS
 
 from smp_ensemble.architectures import create_network
+from smp_ensemble.cli import main
 from smp_ensemble.data.forms import DataSplits, load_data
 
 REPOSITORY = Path(__file__).parents[1]
@@ -68,3 +70,17 @@ def make_tiny_network():
         return create_network("unet", num_outputs=num_outputs, model_options={**OPTIONS, **options})
 
     return make
+
+
+@pytest.fixture
+def command(tracking, capsys):
+    """Runs a command in-process: exit code, values of `--json`, and the lines on stderr."""
+
+    def run(*arguments: str, values: bool = True):
+        capsys.readouterr()
+        code = main([*arguments, *(["--json"] if values else [])])
+        out, err = capsys.readouterr()
+        errors = [line for line in err.splitlines() if line.startswith("error: ")]
+        return code, (json.loads(out) if values and code == 0 else out), errors
+
+    return run

@@ -33,7 +33,7 @@ class RunningAverage:
         raise NotImplementedError
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:  # noqa: ARG002 (an averager's shape)
+    def update(self, network: nn.Module, step: int) -> None:
         """Takes the weights of `network` after `step` completed steps into the average."""
         share = self._share_of_new()
         for name, tensor in network.state_dict().items():
@@ -112,12 +112,12 @@ class ExponentialAverage(RunningAverage):
         super().__init__()
         self._decay, self._gamma, self._power = decay, gamma, power
 
-    def is_due(self, step: int, epochs: int, steps_per_epoch: int) -> bool:  # noqa: ARG002 (an averager's shape)
+    def is_due(self, step: int, epochs: int, steps_per_epoch: int) -> bool:
         """After every step."""
         return step > 0
 
     def decay_at(self, update: int) -> float:
-        """d of an update, counted from 0."""
+        """The factor d of an update, counted from 0."""
         warm: float = 1 - (1 + update / self._gamma) ** -self._power
         return min(self._decay, warm)
 

@@ -1,4 +1,4 @@
-"""Boosting: after each snapshot, how often each training image is drawn follows the loss that all snapshots leave on it."""
+"""Boosting: after each snapshot, training images are drawn by the loss that the snapshots together leave on them."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 It uses public Lightning hooks only and never touches the trainer's loops, so it fits into anybody's own `Trainer`.
 
 A method with an averager (SWA, EMA): at a snapshot point, validation runs on the average. Its weights, with batch-norm
-statistics of their own, are put into the network when validation starts, and the training's are back, bit for bit, before
-anything else happens.
+statistics of their own, are put into the network when validation starts, and the training's are back, bit for bit,
+before anything else happens.
 """
 
 from __future__ import annotations

@@ -142,8 +142,8 @@ def fit(
     method = make_trainer(trainer) if isinstance(trainer, str) else trainer
     if options.patience and method.averager() is not None:
         raise ConfigError(
-            f"patience={options.patience} watches the scores of the network, but '{method.name}' keeps an average of its "
-            "weights, which is scored at the end alone: use patience=0"
+            f"patience={options.patience} watches the scores of the network, but '{method.name}' keeps an average of "
+            "its weights, which is scored at the end alone: use patience=0"
         )
     module = _module(model, normalization, train_data, options)
     transform = TrainTransform(options.crop_size, fill=normalization.raw_mean(), augment=options.augment)

@@ -293,7 +293,8 @@ def make_loss(spec: str, mode: Mode, num_outputs: int, *, class_weights: Sequenc
             bring none of their own.
 
     Raises:
-        ConfigError: The specification cannot be read, no term takes the class weights, a loss or a parameter is unknown, or it does not fit the mode.
+        ConfigError: The specification cannot be read, no term takes the class weights, a loss or a parameter is
+            unknown, or it does not fit the mode.
 
     Example:
         >>> loss = make_loss("0.5*bce+2*bce(smooth_factor=0.1)", "binary", 1)

@@ -44,7 +44,7 @@ def find_network(module: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def holding(network: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Lets `network` hold other weights and buffers for a while; then its own are back, bit for bit, whatever happens."""
+    """Lets `network` hold other weights and buffers for a while; then its own are back, bit for bit, come what may."""
     own = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
     try:
         copy_into(network, weights)

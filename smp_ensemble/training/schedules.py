@@ -250,8 +250,8 @@ class TriangularCycles(EpochSchedule):
 class PlateauThenConstant(EpochSchedule):
     """SWA's rates: a plateau, a linear fall, and from `start_epoch` on a constant or cyclic rate.
 
-    With cycles, step j of C counted from 1 has `t = (mod(j - 1, C) + 1) / C` and the factor `(1 - t) * swa_lr + t * low`:
-    each cycle falls linearly and its last step is its minimum.
+    With cycles, step j of C counted from 1 has `t = (mod(j - 1, C) + 1) / C` and the factor
+    `(1 - t) * swa_lr + t * low`: each cycle falls linearly and its last step is its minimum.
 
     Attributes:
         epochs: Epochs of the whole training.

@@ -75,8 +75,8 @@ class FGE:
     """Fast geometric ensembling: short triangular cycles near the end, one snapshot at the minimum of each.
 
     The first phase trains on a plateau and a linear fall to `high`; then the rate swings between `high` and `low` every
-    `cycle_epochs`. The first phase is lengthened by up to a cycle, so that the training ends at a minimum. Starting from
-    trained weights (`init`) there is no first phase and, with a tracked snapshot, no momentum from it either.
+    `cycle_epochs`. The first phase is lengthened by up to a cycle, so that the training ends at a minimum. Starting
+    from trained weights (`init`) there is no first phase and, with a tracked snapshot, no momentum from it either.
 
     Attributes:
         start: Share of the epochs before the cycles; 0 starts with them.
