@@ -179,6 +179,7 @@ def test_main_ranks_the_snapshots_of_all_bootstrap_samples_under_one_project_run
         assert load_model(f"models:/{row['snapshot']}").members[0].training_images == set(drawn.image_digests)
 
 
+@pytest.mark.slow
 def test_seeds_are_trainings_that_differ_in_the_seed_alone(command, tracking):
     code, values, _ = command("train", *DATA, *TINY, "--trainer", "single", "--epochs", "1", "--seeds", "2")
     assert code == 0
