@@ -1,0 +1,62 @@
+"""The benchmarks, run in-process on next to nothing: what they compare is the same, what they print was measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "mlflow_projects" / "benchmark"
+DATA = "synthetic:count=24,size=64,seed=5"
+
+
+@pytest.fixture
+def script():
+    """Loads a script as a module."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.mark.slow
+def test_fit_and_the_bare_loop_end_with_the_same_weights(script, tracking, capsys):
+    arguments = ["--data", DATA, "--epochs", "2", "--batch-size", "4", "--crop-size", "32", "--repeats", "1"]
+    script("training_loop").main([*arguments, "--precision", "32", "--accelerator", "cpu"])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("largest difference between their weights 0.0e+00" in line for line in lines) == 2
+    assert lines[-1].startswith("median ratio ")
+    (run,) = tracking.search_runs(["0"])
+    assert run.data.metrics["median_ratio"] == run.data.metrics["ratio"]
+
+
+@pytest.mark.slow
+def test_a_row_is_what_the_commands_said_and_is_not_measured_twice(script, tracking, tmp_path, monkeypatch, capsys):
+    methods = script("methods")
+    arguments = ["--data", DATA, "--epochs", "2", "--cycles", "2", "--methods", "snapshot", "--accelerator", "cpu"]
+    methods.main(arguments)
+    row = json.loads(Path("methods.json").read_text(encoding="utf-8"))["snapshot"]
+    assert (row["trainings"], row["members"]) == (1, 2)
+    (ensemble,) = tracking.search_runs(["0"], "tags.`smp_ensemble.kind` = 'ensemble'")
+    for split in ("val", "test"):
+        assert row[f"combined_{split}"] == pytest.approx(ensemble.data.metrics[f"{split}_iou"])
+        assert row[f"single_{split}"] == pytest.approx(ensemble.data.metrics[f"best_member_{split}_iou"])
+    assert min(row["seconds"], row["cpu_seconds"], row["prediction"]) > 0
+    printed = capsys.readouterr().out
+    assert f"| snapshot | 1 | 2 | {row['single_val']:.4f} / {row['single_test']:.4f} |" in printed
+    monkeypatch.setattr(methods, "command", lambda *_: pytest.fail("measured again"))
+    methods.main(arguments)
+
+
+def test_an_unknown_row_is_named(script, tracking):
+    with pytest.raises(SystemExit, match="unknown method 'snapshto': expected one of single; snapshot;"):
+        script("methods").main(["--methods", "snapshto"])
+    (run,) = mlflow.search_runs(output_format="list")
+    assert run.info.status == "FAILED"
