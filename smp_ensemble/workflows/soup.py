@@ -203,7 +203,7 @@ def _report(
     }
     notes = [f"snapshot {snapshot.model_id} in run {store.run_id}: {store.link}"]
     if len(found.kept) == 1:
-        notes.insert(0, "no other ingredient made it better or left it as good: the soup is its first ingredient alone")
+        notes.insert(0, "no other ingredient left it as good: the soup is its first ingredient alone")
     notes.append(f'model = mlflow.pyfunc.load_model("{snapshot.uri}")')
     values = {
         "uri": snapshot.uri,

@@ -176,10 +176,11 @@ def test_a_network_whose_every_norm_is_frozen_does_not_iterate_the_loader():
 
 
 def test_dropout_and_drop_path_rest_even_in_a_frozen_encoder():
-    network = create_network("fpn", encoder_name="tu-resnet18", model_options={"drop_path_rate": 0.5})
-    network.decoder.dropout.p = 0.5
+    network = create_network("unet", encoder_name="tu-resnet18", model_options={"drop_path_rate": 0.5})
+    network.decoder.blocks[0].conv1.append(nn.Dropout2d(0.5))
     network.freeze_encoder()  # smp leaves the encoder's drop path in train mode, and eval() does not change that
     network.train()
+    assert has_batch_norm(network)
     images = batches(2, 2)
     state = torch.get_rng_state()
     refresh_batch_norm(network, images)

@@ -62,6 +62,11 @@ def test_weights_are_scale_free(chosen, scale):
     assert_close(average_weights(models, weights), average_weights(models, [weight * scale for weight in weights]))
 
 
+def test_a_sum_of_weights_may_be_larger_than_any_number():
+    models = [state(seed) for seed in range(3)]
+    assert_close(average_weights(models, [1.5e308, 1.5e308, 0.75e308]), average_weights(models, [2, 2, 1]))
+
+
 @given(st.integers(0, 999), st.lists(numbers, min_size=1, max_size=9))
 def test_copies_of_one_model_give_it_back_bit_for_bit(seed, weights):
     for given_weights in (None, weights):
