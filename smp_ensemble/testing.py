@@ -7,7 +7,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from smp_ensemble.typing import Snapshot, SnapshotRecord, Trainer
+import numpy as np
+import torch
+from torch import nn
+
+from smp_ensemble.typing import Averager, Resampling, Snapshot, SnapshotRecord, Trainer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,6 +79,9 @@ def check_trainer(trainer: Trainer) -> None:
     _require(isinstance(trainer, Trainer), f"{kind.__name__} must have schedule() and averager()")
     for epochs, steps_per_epoch in ((12, 3), (13, 1), (30, 7)):
         _check_schedule(trainer, epochs, steps_per_epoch)
+        _check_averager(trainer, epochs, steps_per_epoch)
+    if isinstance(trainer, Resampling):
+        _check_resampling(trainer)
 
 
 def _check_schedule(trainer: Trainer, epochs: int, steps_per_epoch: int) -> None:
@@ -91,6 +98,45 @@ def _check_schedule(trainer: Trainer, epochs: int, steps_per_epoch: int) -> None
         factor = schedule.factor(step)
         _require(math.isfinite(factor) and factor >= 0, f"{where}.factor({step}) must be finite, not below 0: {factor}")
         _require(factor == again.factor(step), f"{where}.factor({step}) must be a pure function of the step")
+
+
+def _check_averager(trainer: Trainer, epochs: int, steps_per_epoch: int) -> None:
+    average, again = trainer.averager(), trainer.averager()
+    if average is None:
+        return
+    where = f"{trainer.name}.averager()"
+    _require(isinstance(average, Averager), f"{where} must have {', '.join(sorted(_names(Averager)))}")
+    _require(average is not again, f"{where} must be a new one at each call: an average belongs to one training")
+    network = nn.Linear(2, 1)
+    due = [step for step in range(1, epochs * steps_per_epoch + 1) if average.is_due(step, epochs, steps_per_epoch)]
+    first = trainer.schedule(epochs, steps_per_epoch).snapshot_steps[0]
+    _require(bool(due) and due[0] <= first, f"{where} must take in a network before the first snapshot, after {first}")
+    for step in due:
+        with torch.no_grad():
+            network.weight.fill_(step)
+        average.update(network, step)
+        _require(bool((network.weight == step).all()), f"{where}.update must leave the network as it is")
+    weights = {name: tensor.clone() for name, tensor in average.weights().items()}
+    _require(set(weights) == set(network.state_dict()), f"{where}.weights() must be a state dict of the network")
+    with torch.no_grad():
+        network.weight.fill_(-1)
+    assert again is not None
+    again.load_state_dict(average.state_dict())
+    for what, found in (("weights()", average.weights()), ("load_state_dict(state_dict())", again.weights())):
+        same = all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+        _require(same, f"{where}.{what} must give the average, whatever the network does")
+
+
+def _check_resampling(trainer: Resampling) -> None:
+    losses = np.array([0.0, 0.5, 2.0])
+    for given in (losses, np.zeros(3)):
+        weights = np.asarray(trainer.image_weights(given))
+        fits = weights.shape == (3,) and np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0
+        _require(bool(fits), f"image_weights({given.tolist()}) must give 3 finite numbers of 0 or more, got {weights}")
+
+
+def _names(protocol: type) -> set[str]:
+    return {name for name in vars(protocol) if not name.startswith("_")}
 
 
 def _require(condition: bool, message: str) -> None:

@@ -74,6 +74,7 @@ class Schedule(Protocol):
         ...
 
 
+@runtime_checkable
 class Averager(Protocol):
     """A running average of weights beside the training model's (SWA, EMA); it never changes that model."""
 
