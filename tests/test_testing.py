@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from smp_ensemble.testing import check_trainer
-from smp_ensemble.training.schedules import CosineRestarts
 from smp_ensemble.training.averagers import UniformAverage
+from smp_ensemble.training.schedules import CosineRestarts
 from smp_ensemble.training.trainers import FGE, SSE, SWA, Boost, Single
 
 
@@ -72,8 +72,11 @@ class Aliased(UniformAverage):
     def weights(self):
         return self.network.state_dict()
 
+    def state_dict(self):
+        return {"network": self.network}
+
     def load_state_dict(self, state):
-        pass
+        self.network = state["network"]
 
 
 class Meddling(UniformAverage):

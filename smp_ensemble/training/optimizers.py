@@ -132,6 +132,8 @@ def make_optimizer(
 def freeze_encoder(network: nn.Module) -> None:
     """Freezes the encoder's parameters and batch-norm statistics, in smp's own way, so that they survive `train()`.
 
+    Its drop path and dropout are off too, for good: smp's `eval()` skips a frozen encoder, and would leave them on.
+
     Args:
         network: An smp model; changed in place.
 
@@ -145,3 +147,6 @@ def freeze_encoder(network: nn.Module) -> None:
             "train without freezing, or set requires_grad=False on the parameters yourself"
         )
     freeze()
+    encoder = getattr(network, "encoder", None)
+    if isinstance(encoder, torch.nn.Module):
+        encoder.eval()

@@ -69,6 +69,19 @@ def test_frozen_parameters_and_empty_groups_are_left_out() -> None:
         make_optimizer(network, "sgd", lr=0.1, weight_decay=0.0)
 
 
+def test_a_frozen_encoder_drops_nothing() -> None:
+    """smp's `eval()` skips it: whatever is in train mode when it is frozen would stay so in validation."""
+    torch.manual_seed(0)
+    network = smp.Unet("mit_b0", encoder_weights=None)
+    freeze_encoder(network.train())
+    network.eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(network(images), network(images))
+    network.train()
+    assert not any(module.training for module in network.encoder.modules())
+
+
 def test_shared_parameters_appear_once() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     network[1].weight = network[0].weight
