@@ -1,6 +1,7 @@
-"""Writes what follows from the options of the commands: `MLproject` and the tables in `docs/commands.md`.
+"""Writes what follows from the code: `MLproject`, `docs/commands.md`, the tables and pictures of `docs/methods.md`.
 
-Run `python docs/generate.py` after changing an option; the tests compare both files with what this gives.
+Run `python docs/generate.py` after changing an option or a training method; the tests compare the files with what this
+gives.
 """
 
 from __future__ import annotations
@@ -58,6 +59,22 @@ def commands_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def main() -> None:
+    """Writes all of it; pictures only where they would change."""
+    import method_tables  # from this script's folder
+    import schedule_plots
+
+    written = {ROOT / "MLproject": mlproject(), ROOT / "docs" / "commands.md": commands_page(), **method_tables.pages()}
+    for path, text in written.items():
+        path.write_text(text, encoding="utf-8", newline="\n")
+    epochs, steps = method_tables.PLOT_EPOCHS, method_tables.PLOT_STEPS
+    for name, kind in method_tables.trainers().items():
+        path = schedule_plots.FOLDER / f"{name}.png"
+        schedule = kind().schedule(epochs, steps)
+        averaged = method_tables.averaged_epochs(kind(), epochs, steps)
+        if schedule_plots.drawn(path) != schedule_plots.fingerprint(schedule, averaged):
+            schedule_plots.draw(schedule, steps, averaged, path)
+
+
 if __name__ == "__main__":
-    (ROOT / "MLproject").write_text(mlproject(), encoding="utf-8", newline="\n")
-    (ROOT / "docs" / "commands.md").write_text(commands_page(), encoding="utf-8", newline="\n")
+    main()
