@@ -75,7 +75,8 @@ class EnsembleResult:
     def report(self) -> Report:
         """The table of members, the best single one and the ensemble."""
         labels = [
-            f"{member.model_id[:12]} (step {member.step})" + (" best single" if index == self.best_member else "")
+            f"{member.model_id[:12]} ({_place(member, self.members)})"
+            + (" best single" if index == self.best_member else "")
             for index, member in enumerate(self.members)
         ]
         rows = []
@@ -104,6 +105,16 @@ class EnsembleResult:
             "thresholds": [one.threshold for one in self.validation],
         }
         return Report(values, rows, [f'model = mlflow.pyfunc.load_model("{self.load_uri}")'])
+
+
+def _place(member: Snapshot, members: Sequence[Snapshot]) -> str:
+    """Where in its training a member was taken, and what tells that training from the others."""
+    parts = [
+        f"{word} {member.params.get(param)}, "
+        for word, param in (("bootstrap" if member.params.get("bootstrap") else "fold", "fold"), ("seed", "seed"))
+        if len({one.params.get(param) for one in members}) > 1
+    ]
+    return f"{''.join(parts)}step {member.step}"
 
 
 def best_index(scores: Sequence[Score]) -> int:

@@ -24,7 +24,8 @@ class MainResult:
         """The ensemble's table, and where to see the snapshots."""
         found = self.ensemble.report()
         values = {"training": self.training.report().values, "ensemble": found.values}
-        return Report(values, found.rows, [f"snapshots in the tracking UI: {self.training.link}", *found.notes])
+        notes = [*self.training.cross_validation(), f"snapshots in the tracking UI: {self.training.link}", *found.notes]
+        return Report(values, found.rows, notes)
 
 
 def main(options: MainOptions) -> MainResult:

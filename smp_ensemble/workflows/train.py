@@ -59,6 +59,19 @@ class TrainResult:
         """The address of the snapshots in the tracking UI."""
         return self.trainings[0].link
 
+    def cross_validation(self) -> list[str]:
+        """A line that says what the trainings score on the images that they left out, where they left any out."""
+        found = self.cross_validated
+        if "cv_iou_std" in found:
+            return [
+                f"cross-validated IoU: {found['cv_iou_mean']:.4f} +- {found['cv_iou_std']:.4f} over "
+                f"{len(self.trainings)} trainings, {found['cv_iou']:.4f} over all left-out pixels together"
+            ]
+        first = self.trainings[0].left_out
+        if len(self.trainings) == 1 and first is not None:
+            return [f"left-out images, snapshots combined: IoU {first.combined['cv_iou']:.4f}"]
+        return []
+
     def report(self) -> Report:
         """The table of snapshots; of trainings, where there are several."""
         first = self.trainings[0]
@@ -69,11 +82,14 @@ class TrainResult:
             "link": self.link,
             "snapshots": snapshots,
         }
-        notes = [f"run {self.run_id} in experiment '{first.experiment}'", *pick_advice(self.link)]
+        notes = [
+            *self.cross_validation(),
+            f"run {self.run_id} in experiment '{first.experiment}'",
+            *pick_advice(self.link),
+        ]
         if len(self.trainings) == 1:
             if first.left_out is not None:
                 values["cv"] = first.left_out.combined
-                notes.insert(0, f"left-out images, snapshots combined: IoU {first.left_out.combined['cv_iou']:.4f}")
             return Report(values, snapshots, notes)
         values["trainings"] = [
             {
@@ -88,13 +104,6 @@ class TrainResult:
             for training in self.trainings
         ]
         values["cv"] = dict(self.cross_validated) or None
-        if "cv_iou_std" in self.cross_validated:
-            found = self.cross_validated
-            notes.insert(
-                0,
-                f"cross-validated IoU: {found['cv_iou_mean']:.4f} +- {found['cv_iou_std']:.4f} over "
-                f"{len(self.trainings)} trainings, {found['cv_iou']:.4f} over all left-out pixels together",
-            )
         return Report(values, [training.row() for training in self.trainings], notes)
 
 

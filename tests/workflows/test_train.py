@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import weakref
 
@@ -177,6 +178,20 @@ def test_main_ranks_the_snapshots_of_all_bootstrap_samples_under_one_project_run
     for fold, row in enumerate(snapshots):
         drawn = load_data(DATA[1], bootstrap=2, fold=fold).train
         assert load_model(f"models:/{row['snapshot']}").members[0].training_images == set(drawn.image_digests)
+
+
+@pytest.mark.slow
+def test_main_says_which_fold_a_member_left_out_and_what_folds_score(command):
+    options = (*TINY, "--trainer", "single", "--epochs", "1", "--folds", "2")
+    code, text, _ = command("main", *DATA, *options, values=False)
+    assert code == 0
+    members = [line.split("  ")[0] for line in text.splitlines() if line.startswith("m-")]
+    assert sorted(member[len("m-0123456789 ") :].removesuffix(" best single") for member in members) == [
+        "(fold 0, step 2)", "(fold 1, step 2)",
+    ]  # fmt: skip
+    assert re.search(
+        r"^cross-validated IoU: 0\.\d{4} \+- 0\.\d{4} over 2 trainings, 0\.\d{4} over all", text, re.MULTILINE
+    )
 
 
 @pytest.mark.slow
