@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
-import sys
-import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from torch import nn
 
 from smp_ensemble.architectures import output_stride
@@ -26,6 +20,7 @@ from smp_ensemble.training.batch_norm import has_batch_norm, refresh_batch_norm
 from smp_ensemble.training.boosting import Boosting
 from smp_ensemble.training.callback import SnapshotCallback
 from smp_ensemble.training.class_weights import class_weights
+from smp_ensemble.training.host import EpochFromSteps, make_host, quiet
 from smp_ensemble.training.losses import make_loss
 from smp_ensemble.training.module import SegmentationModule
 from smp_ensemble.training.optimizers import freeze_encoder, make_optimizer
@@ -35,8 +30,10 @@ from smp_ensemble.training.trainers import make_trainer
 from smp_ensemble.typing import Resampling
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
+
+    import lightning.pytorch as pl
 
     from smp_ensemble.data.datasets import SegmentationDataset
     from smp_ensemble.data.normalization import Normalization
@@ -180,7 +177,7 @@ def fit(
             )
         # The loader asks for its epoch when its iterator is made, which Lightning does before it counts the epoch up:
         # completed steps are the one count that is always right, after a resume too.
-        epoch = _EpochFromSteps()
+        epoch = EpochFromSteps()
         train_loader = training_loader(
             train_data,
             transform,
@@ -192,9 +189,18 @@ def fit(
         )
         val_loader = evaluation_loader(val_data, batch_size=options.batch_size, workers=options.workers, divisor=stride)
         torch.manual_seed(options.seed)  # dropout; batches and augmentation have seeds of their own
-        with _quiet():
+        with quiet():
             callbacks: list[pl.Callback] = [callback] if boosting is None else [callback, boosting]
-            host = _host(epochs, device, precision, callbacks, checkpoint_folder, options)
+            host = make_host(
+                epochs,
+                device,
+                precision,
+                callbacks,
+                checkpoint_folder=checkpoint_folder,
+                clip_norm=options.clip_norm,
+                accumulate=options.accumulate,
+                patience=options.patience,
+            )
             epoch.bind(host, -(-len(train_loader) // options.accumulate))
             try:
                 host.fit(
@@ -254,75 +260,3 @@ def _module(
             encoder_lr_scale=options.encoder_lr_scale,
         ),
     )
-
-
-def _host(
-    epochs: int,
-    device: torch.device,
-    precision: str,
-    callbacks: list[pl.Callback],
-    checkpoint_folder: Path | None,
-    options: FitOptions,
-) -> pl.Trainer:
-    """The Lightning trainer: it loops; schedules, snapshots and tracking are the callback's."""
-    terminal = sys.stderr.isatty()
-    if options.patience:
-        # Asked at the end of validation: the snapshot callback then keeps the last weights before training ends.
-        stopping = EarlyStopping("val_iou", mode="max", patience=options.patience, check_on_train_epoch_end=False)
-        callbacks = [stopping, *callbacks]
-    if terminal:
-        callbacks = [*callbacks, TQDMProgressBar(leave=False)]
-    if checkpoint_folder is not None:
-        checkpoint = ModelCheckpoint(checkpoint_folder, filename="last", enable_version_counter=False)
-        callbacks = [*callbacks, checkpoint]
-    return pl.Trainer(
-        max_epochs=epochs,
-        accelerator=device.type,
-        devices=1,
-        precision=precision,  # type: ignore[arg-type]  # one of Lightning's words: resolve_precision has checked it
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=checkpoint_folder is not None,
-        enable_progress_bar=terminal,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        gradient_clip_val=options.clip_norm or None,
-        accumulate_grad_batches=options.accumulate,
-    )
-
-
-class _EpochFromSteps:
-    """The current epoch, from the host's completed steps."""
-
-    def __init__(self) -> None:
-        self._host: pl.Trainer | None = None
-        self._steps_per_epoch = 1
-
-    def bind(self, host: pl.Trainer, steps_per_epoch: int) -> None:
-        """Says whose steps are counted."""
-        self._host, self._steps_per_epoch = host, steps_per_epoch
-
-    def __call__(self) -> int:
-        """Completed epochs."""
-        return self._host.global_step // self._steps_per_epoch if self._host else 0
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Lightning's advertisements and advice, which do not apply here, off the terminal."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
-        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-        warnings.filterwarnings("ignore", message=".*in eval mode at the start.*")  # a frozen encoder is meant to be
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # Lightning's own, of torch
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
