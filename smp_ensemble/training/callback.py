@@ -60,8 +60,8 @@ class SnapshotCallback(Callback):
         training_images: Digests of the training images, for the leak guard; None: unknown.
         previews: Predicts masks of the same few validation images from the network, at each snapshot.
         warmup_epochs: Epochs over which the rate climbs to the schedule's.
-        refresh: Measures the batch-norm statistics of the network anew, for averaged weights; None: from the images of
-            the trainer's own training batches, as they come.
+        refresh: Measures the batch-norm statistics of the network anew, for averaged weights, best on whole images if
+            that is what is predicted; None: on the images of the trainer's own training batches, as they come.
         resampling: Whether somebody draws training images as the method says, for methods that do (`boost`).
 
     Raises:

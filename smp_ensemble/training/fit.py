@@ -157,8 +157,11 @@ def fit(
             previews=partial(predict_previews, data=val_data, normalization=normalization, precision=precision),
             warmup_epochs=options.warmup_epochs,
             refresh=partial(
-                _refresh, normalization=normalization, precision=precision, data=train_data, transform=transform,
-                options=options,
+                _refresh,
+                normalization=normalization,
+                precision=precision,
+                data=train_data,
+                batch_size=options.batch_size,
             ),
             resampling=True,
         )  # fmt: skip
@@ -229,17 +232,20 @@ def _refresh(
     normalization: Normalization,
     precision: str,
     data: SegmentationDataset,
-    transform: TrainTransform,
-    options: FitOptions,
+    batch_size: int,
 ) -> None:
-    """Batch-norm statistics of averaged weights, from one augmented crop of each training image."""
+    """Batch-norm statistics of averaged weights, from the training images as validation and prediction see them: whole.
+
+    In small crops more of a layer's input is near the padded border. On whole images these statistics fit better than
+    those of crops, which the running statistics of an ordinary training are.
+    """
     if not has_batch_norm(network):
         return
     device = next(network.parameters()).device
     dtype = autocast_dtype(precision)
-    crops = ordered_loader(data, transform, batch_size=options.batch_size, seed=options.seed)
+    whole = evaluation_loader(data, batch_size=batch_size, workers=0, divisor=output_stride([network]))
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        refresh_batch_norm(nn.Sequential(normalization, network), crops)
+        refresh_batch_norm(nn.Sequential(normalization, network), whole)
 
 
 def _module(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 
@@ -225,6 +226,17 @@ def test_swa_keeps_the_mean_of_epoch_ends_with_its_own_statistics_and_score(make
     assert last["average/val_iou"] == kept.record.metrics["val_iou"]
     assert "val_iou" not in last
     assert "val_iou" in store.history[-2][1]
+
+
+def test_the_averages_statistics_are_those_of_whole_training_images(make_tiny_network, tiny_splits):
+    """Not of crops: validation and prediction see whole images."""
+    (kept,) = trained(make_tiny_network(), tiny_splits, trainer=SWA(start=0.5), epochs=2).kept
+    images = np.stack([tiny_splits.train.read(index)[0] for index in range(len(tiny_splits.train))])
+    normalized = imagenet()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    weight = kept.weights["encoder.conv1.weight"]
+    inputs = torch.nn.functional.conv2d(normalized, weight, stride=2, padding=3).double().numpy()
+    assert kept.weights["encoder.bn1.running_mean"].numpy() == pytest.approx(inputs.mean(axis=(0, 2, 3)), abs=1e-4)
+    assert kept.weights["encoder.bn1.running_var"].numpy() == pytest.approx(inputs.var(axis=(0, 2, 3)), rel=1e-4)
 
 
 def test_ema_keeps_its_own_weights_and_its_own_score(make_tiny_network, tiny_splits):
