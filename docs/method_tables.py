@@ -36,7 +36,7 @@ COSTS = {
     "ema": "the budget, and a pass for batch norm",
     "boost": "the budget, and M(M - 1)/2 passes without gradients",
 }
-"""What a training costs by trainer, in the order of the table; a pass is one over the training images, whole or a crop of each."""
+"""What a training costs by trainer, in the order of the table; a pass is one over the training images."""
 
 
 @dataclass(frozen=True)
