@@ -15,8 +15,7 @@ from smp_ensemble.data.loading import evaluation_loader, ordered_loader, trainin
 from smp_ensemble.data.normalization import imagenet
 from smp_ensemble.data.transforms import TrainTransform
 from smp_ensemble.exceptions import ConfigError
-from smp_ensemble.precision import autocast_dtype, choose_device, resolve_precision
-from smp_ensemble.training.batch_norm import has_batch_norm, refresh_batch_norm
+from smp_ensemble.precision import choose_device, resolve_precision
 from smp_ensemble.training.boosting import Boosting
 from smp_ensemble.training.callback import SnapshotCallback
 from smp_ensemble.training.class_weights import class_weights
@@ -25,6 +24,7 @@ from smp_ensemble.training.losses import make_loss
 from smp_ensemble.training.module import SegmentationModule
 from smp_ensemble.training.optimizers import freeze_encoder, make_optimizer
 from smp_ensemble.training.previews import predict_previews
+from smp_ensemble.training.refreshing import refresh_on_images
 from smp_ensemble.training.stores import opened
 from smp_ensemble.training.trainers import make_trainer
 from smp_ensemble.typing import Resampling
@@ -157,11 +157,11 @@ def fit(
             previews=partial(predict_previews, data=val_data, normalization=normalization, precision=precision),
             warmup_epochs=options.warmup_epochs,
             refresh=partial(
-                _refresh,
+                refresh_on_images,
                 normalization=normalization,
-                precision=precision,
                 data=train_data,
                 batch_size=options.batch_size,
+                precision=precision,
             ),
             resampling=True,
         )  # fmt: skip
@@ -224,28 +224,6 @@ def fit(
 def _together(digests: Collection[str], earlier: Collection[str] | None) -> tuple[str, ...] | None:
     """Each digest once; None where nobody knows what the weights have seen."""
     return None if earlier is None else tuple(dict.fromkeys([*digests, *earlier]))
-
-
-def _refresh(
-    network: nn.Module,
-    *,
-    normalization: Normalization,
-    precision: str,
-    data: SegmentationDataset,
-    batch_size: int,
-) -> None:
-    """Batch-norm statistics of averaged weights, from the training images as validation and prediction see them: whole.
-
-    In small crops more of a layer's input is near the padded border. On whole images these statistics fit better than
-    those of crops, which the running statistics of an ordinary training are.
-    """
-    if not has_batch_norm(network):
-        return
-    device = next(network.parameters()).device
-    dtype = autocast_dtype(precision)
-    whole = evaluation_loader(data, batch_size=batch_size, workers=0, divisor=output_stride([network]))
-    with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        refresh_batch_norm(nn.Sequential(normalization, network), whole)
 
 
 def _module(

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from smp_ensemble.architectures import output_stride
-from smp_ensemble.data.loading import evaluation_loader
 from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.member import Member
 from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.inference.engine import Engine
-from smp_ensemble.precision import choose_device
+from smp_ensemble.precision import choose_device, resolve_precision
 from smp_ensemble.registry import nearest
 from smp_ensemble.tracking import names
 from smp_ensemble.tracking.store import MlflowStore
-from smp_ensemble.training.batch_norm import has_batch_norm, refresh_batch_norm
+from smp_ensemble.training.batch_norm import has_batch_norm
 from smp_ensemble.training.optimizers import freeze_encoder
+from smp_ensemble.training.refreshing import refresh_on_images
 from smp_ensemble.training.soups import Soup, greedy_soup, uniform_soup
 from smp_ensemble.typing import SnapshotRecord
 from smp_ensemble.workflows.assembling import load_snapshot
@@ -113,7 +110,14 @@ class _Judge:
         if self._frozen:
             freeze_encoder(member.network)
         if len(kept) > 1:
-            self._refresh(member, f"batch norm of {len(kept)}")
+            refresh_on_images(
+                member.to(self._device).network,
+                normalization=member.normalization,
+                data=self._splits.train,
+                batch_size=options.batch_size,
+                precision=resolve_precision(options.precision, self._device),
+                label=f"batch norm of {len(kept)}",
+            )
         engine = Engine(
             Ensemble([member], mode=task.mode, class_names=task.class_names), self._device, options.precision
         )
@@ -127,15 +131,6 @@ class _Judge:
         self.scores[kept] = found[-1]
         value = found[-1].metrics[self._metric]
         return -value if names.is_ascending(options.metric) else value
-
-    def _refresh(self, member: Member, label: str) -> None:
-        loader = evaluation_loader(
-            self._splits.train,
-            batch_size=self._options.batch_size,
-            workers=0,
-            divisor=output_stride([member.network]),
-        )
-        refresh_batch_norm(member.to(self._device), tqdm(loader, desc=label, unit="batch", leave=False, disable=None))
 
 
 def _record(

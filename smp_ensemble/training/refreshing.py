@@ -1,0 +1,50 @@
+"""Batch norm of averaged weights, from the training images as validation and prediction see them: whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from smp_ensemble.architectures import output_stride
+from smp_ensemble.data.loading import evaluation_loader
+from smp_ensemble.precision import autocast_dtype
+from smp_ensemble.training.batch_norm import has_batch_norm, refresh_batch_norm
+
+if TYPE_CHECKING:
+    from smp_ensemble.data.datasets import SegmentationDataset
+    from smp_ensemble.data.normalization import Normalization
+
+
+def refresh_on_images(
+    network: nn.Module,
+    *,
+    normalization: Normalization,
+    data: SegmentationDataset,
+    batch_size: int,
+    precision: str,
+    label: str = "batch norm",
+) -> None:
+    """Measures the batch-norm statistics of `network` anew on whole images, in the number format of prediction.
+
+    In small crops much of what a deep layer sees lies near the padded border. Where whole images are predicted, their
+    statistics fit better than those of crops, which the running statistics of a training are.
+
+    Args:
+        network: Changed in place, on its own device; without batch norm nothing is read.
+        normalization: What images go through first.
+        data: The training images.
+        batch_size: Images at once.
+        precision: Lightning's words.
+        label: Of the progress bar.
+    """
+    if not has_batch_norm(network):
+        return
+    device = next(network.parameters()).device
+    dtype = autocast_dtype(precision)
+    whole = evaluation_loader(data, batch_size=batch_size, workers=0, divisor=output_stride([network]))
+    batches = tqdm(whole, desc=label, unit="batch", leave=False, disable=None)
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        refresh_batch_norm(nn.Sequential(normalization, network), batches)
