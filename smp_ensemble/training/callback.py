@@ -99,6 +99,7 @@ class SnapshotCallback(Callback):
         self._warmup_epochs = warmup_epochs
         self._refresh = refresh
         self._resampling = resampling
+        self._network: nn.Module | None = None
         self._averager = self.method.averager()
         self._averaged: tuple[int, dict[str, Tensor]] | None = None
         self._holding = contextlib.ExitStack()
@@ -114,7 +115,9 @@ class SnapshotCallback(Callback):
 
     def network_of(self, module: pl.LightningModule) -> nn.Module:
         """The network whose snapshots are taken."""
-        return self._find_network(module)
+        if self._network is None:  # looked for once: an average asks after every step
+            self._network = self._find_network(module)
+        return self._network
 
     def schedule_of(self, trainer: pl.Trainer) -> Schedule:
         """The method's schedule for this trainer's epochs and batches.
@@ -148,7 +151,8 @@ class SnapshotCallback(Callback):
                 f"'{self.method.name}' draws training images by their loss, which a callback alone cannot do: "
                 "train with smp_ensemble.fit"
             )
-        network = self._find_network(pl_module)
+        self._network = None
+        network = self.network_of(pl_module)
         check_network(network)
         network_config(network)
         for group in trainer.optimizers[0].param_groups:
@@ -196,7 +200,7 @@ class SnapshotCallback(Callback):
             if sync is not None:
                 sync()
         if self._averager is not None and self._averager.is_due(step, trainer.max_epochs or 1, self._steps_per_epoch):
-            self._averager.update(self._find_network(pl_module), step)
+            self._averager.update(self.network_of(pl_module), step)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lets a snapshot's validation run on the average, where the method has one."""
@@ -205,7 +209,7 @@ class SnapshotCallback(Callback):
             return
         if not self._schedule.is_snapshot(step) or step in self._taken:
             return
-        network = self._find_network(pl_module)
+        network = self.network_of(pl_module)
         self._holding.enter_context(holding(network, self._averager.weights()))
         if self._refresh is not None:
             self._refresh(network)
@@ -252,13 +256,13 @@ class SnapshotCallback(Callback):
         if trainer.is_global_zero:
             with contextlib.ExitStack() as stack:
                 if of_average and self._averaged is not None:
-                    stack.enter_context(holding(self._find_network(pl_module), self._averaged[1]))
+                    stack.enter_context(holding(self.network_of(pl_module), self._averaged[1]))
                 self._hand_over(trainer, pl_module, step, scores)
 
     def _hand_over(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int, scores: Mapping[str, float]
     ) -> None:
-        network = self._find_network(pl_module)
+        network = self.network_of(pl_module)
         record = SnapshotRecord(
             network=network,
             normalization=self._normalization,
