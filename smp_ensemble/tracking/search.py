@@ -57,6 +57,11 @@ def search_snapshots(
     return scored[:limit]
 
 
+def first_experiment(experiment: str | None) -> str | None:
+    """The first of experiments separated by commas: where the run belongs that is made from what was found in them."""
+    return experiment.split(",")[0].strip() if experiment else None
+
+
 def experiment_ids_of(client: mlflow.MlflowClient, experiment: str | None) -> list[str]:
     """Ids of experiments by their names, separated by commas; None: what MLflow's environment says.
 

@@ -23,7 +23,7 @@ from smp_ensemble.training.batch_norm import refresh_batch_norm
 from smp_ensemble.training.networks import find_network, holding
 from smp_ensemble.training.stores import open_default_store
 from smp_ensemble.training.trainers import describe, make_trainer
-from smp_ensemble.training.warmup import Warmup
+from smp_ensemble.training.warmup import warmed_up
 from smp_ensemble.typing import Resampling, SnapshotRecord, Task
 
 if TYPE_CHECKING:
@@ -132,9 +132,7 @@ class SnapshotCallback(Callback):
                 "set Trainer(max_epochs=...) and a data set with a length"
             )
         steps_per_epoch = -(-batches // trainer.accumulate_grad_batches)
-        schedule = self.method.schedule(epochs, steps_per_epoch)
-        warmup_steps = round(self._warmup_epochs * steps_per_epoch)
-        return Warmup(schedule, warmup_steps) if warmup_steps else schedule
+        return warmed_up(self.method.schedule(epochs, steps_per_epoch), self._warmup_epochs, steps_per_epoch)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuses set-ups in which the schedule or the scores could not be right."""

@@ -61,3 +61,13 @@ class Warmup:
     def is_snapshot(self, step: int) -> bool:
         """The schedule's answer."""
         return self.schedule.is_snapshot(step)
+
+
+def warmed_up(schedule: Schedule, warmup_epochs: float, steps_per_epoch: int) -> Schedule:
+    """The schedule with a warm-up of so many epochs, which may be a fraction; the schedule itself without any step.
+
+    Raises:
+        ConfigError: A negative warm-up, or one that reaches the first snapshot.
+    """
+    steps = round(warmup_epochs * steps_per_epoch)
+    return Warmup(schedule, steps) if steps else schedule

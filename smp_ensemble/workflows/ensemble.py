@@ -19,6 +19,7 @@ from smp_ensemble.tracking.candidates import find_candidates
 from smp_ensemble.tracking.flavor import log_model, register
 from smp_ensemble.tracking.report import draw_overlay_sheet, truth_for_overlay
 from smp_ensemble.tracking.runs import TrackedRun, tracked_run
+from smp_ensemble.tracking.search import first_experiment
 from smp_ensemble.training.previews import preview_indices
 from smp_ensemble.workflows.assembling import Built, assemble
 from smp_ensemble.workflows.results import Report
@@ -170,7 +171,7 @@ def ensemble(
         thresholds = [one.threshold for one in built.validation]
         test = score(engine, splits.test, batch_size=options.batch_size, thresholds=thresholds, label="test")
     # `where` may span experiments; the ensemble's own run belongs to the first.
-    experiment = options.experiment.split(",")[0].strip() if options.experiment else None
+    experiment = first_experiment(options.experiment)
     with tracked_run(names.ENSEMBLE, experiment=experiment, parent_run_id=parent_run_id) as run:
         uri = _track(run, built, options, splits, test, engine)
         registered = None

@@ -11,6 +11,7 @@ from smp_ensemble.inference.engine import Engine
 from smp_ensemble.precision import choose_device, resolve_precision
 from smp_ensemble.registry import nearest
 from smp_ensemble.tracking import names
+from smp_ensemble.tracking.search import first_experiment
 from smp_ensemble.tracking.store import MlflowStore
 from smp_ensemble.training.batch_norm import has_batch_norm
 from smp_ensemble.training.optimizers import freeze_encoder
@@ -58,7 +59,7 @@ def soup(options: SoupOptions) -> Report:
     candidates = [one.snapshot for one in ingredients]
     judge = _Judge(options, splits, frozen=share_encoder(ingredients))
     # `where` may span experiments; the soup's own run belongs to the first.
-    experiment = options.experiment.split(",")[0].strip() if options.experiment else None
+    experiment = first_experiment(options.experiment)
     with MlflowStore(experiment=experiment, run_name=options.run_name) as store:
         store.log_params(
             {

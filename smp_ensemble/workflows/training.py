@@ -21,7 +21,7 @@ from smp_ensemble.tracking.store import MlflowStore
 from smp_ensemble.training.fit import FitOptions, fit
 from smp_ensemble.training.previews import preview_indices
 from smp_ensemble.training.trainers import GROUP, describe, make_trainer
-from smp_ensemble.training.warmup import Warmup
+from smp_ensemble.training.warmup import warmed_up
 from smp_ensemble.workflows.crossval import LeftOutScores, score_left_out
 from smp_ensemble.workflows.starting import new_network, normalization_for
 
@@ -236,9 +236,7 @@ def _draw(store: MlflowStore, method: Trainer, options: TrainOptions, snapshots:
         return
     steps, measured = store.history[0]  # of an epoch's end; the last one may come early
     steps_per_epoch = max(1, steps // int(measured["epoch"]))
-    schedule = method.schedule(options.epochs, steps_per_epoch)
-    if warmup_steps := round(options.warmup_epochs * steps_per_epoch):
-        schedule = Warmup(schedule, warmup_steps)
+    schedule = warmed_up(method.schedule(options.epochs, steps_per_epoch), options.warmup_epochs, steps_per_epoch)
     taken = {step for step in schedule.snapshot_steps if step <= store.last_step} | {one.step for one in snapshots}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.training.schedules import CosineRestarts
-from smp_ensemble.training.warmup import Warmup
+from smp_ensemble.training.warmup import Warmup, warmed_up
 
 
 @given(st.integers(0, 11))
@@ -27,3 +27,11 @@ def test_the_first_rates_climb_and_all_others_stay(warmup_steps):
 def test_a_warm_up_that_reaches_the_first_snapshot_is_refused(warmup_steps):
     with pytest.raises(ConfigError, match=f"first snapshot after 12 steps, got {warmup_steps}"):
         Warmup(CosineRestarts(6, 4, 2), warmup_steps)
+
+
+def test_a_warm_up_in_epochs_is_rounded_to_steps_and_none_changes_nothing():
+    plain = CosineRestarts(6, 4, 2)
+    assert warmed_up(plain, 1.4, 4) == Warmup(plain, 6)
+    assert warmed_up(plain, 0.1, 4) is plain
+    with pytest.raises(ConfigError, match="first snapshot after 12 steps, got -4"):
+        warmed_up(plain, -1.0, 4)
