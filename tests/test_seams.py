@@ -20,8 +20,9 @@ MAY_IMPORT = {
     "training": {"data", "metrics"},
     "ensembling": {"data", "metrics"},
     "inference": {"data", "metrics", "ensembling"},
-    "tracking": {"data", "metrics", "ensembling", "inference"},
-    "workflows": {"data", "metrics", "training", "ensembling", "inference", "tracking"},
+    "evaluation": {"data", "metrics", "ensembling", "inference"},
+    "tracking": {"data", "metrics", "ensembling", "inference", "evaluation"},
+    "workflows": {"data", "metrics", "training", "ensembling", "inference", "evaluation", "tracking"},
 }
 ONLY_IN = {
     "mlflow": {"tracking"},
