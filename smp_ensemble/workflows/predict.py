@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from smp_ensemble.data.images import read_image
-from smp_ensemble.ensembling.ensemble import check_views
+from smp_ensemble.ensembling.views import check_views
 from smp_ensemble.exceptions import DataError, InputError
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.inference.files import FileWriter, InputImage, find_images, write_csv
