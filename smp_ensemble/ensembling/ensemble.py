@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from smp_ensemble.architectures import check_network
 from smp_ensemble.ensembling.combiners import combiner_factory
 from smp_ensemble.ensembling.temperature import apply_temperature
+from smp_ensemble.ensembling.views import average_views, check_views, parse_views
 from smp_ensemble.exceptions import ConfigError, NetworkError
 from smp_ensemble.registry import nearest
 from smp_ensemble.typing import MODES
@@ -19,22 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from smp_ensemble.typing import Mode
-
-VIEWS = ("none",)
-"""Test-time views that this version knows."""
-
-
-def check_views(views: Sequence[str] | None) -> tuple[str, ...]:
-    """Refuses views that this version does not know.
-
-    Raises:
-        ConfigError: An unknown view.
-    """
-    chosen = tuple(views or VIEWS)
-    for view in chosen:
-        if view not in VIEWS:
-            raise ConfigError(f"unknown views '{view}': {nearest(view, VIEWS)}")
-    return chosen
 
 
 class Ensemble(nn.Module):
@@ -48,7 +34,7 @@ class Ensemble(nn.Module):
         mode: `binary`, `multiclass` or `multilabel`.
         combiner: Name in the entry-point group `smp_ensemble.combiners`.
         weights: One for each member, not negative; scale-free. None: equal.
-        views: Test-time views; None: the image as it is.
+        views: Test-time views, such as `d4` or `flips+scales:0.75,1,1.25`; None: the image as it is.
         temperature: Of the combined probabilities; 1 leaves them.
         threshold: Foreground from this probability on, in binary and multilabel mode.
         class_names: As in `Task.class_names`; may stay empty for an ensemble that is never saved.
@@ -70,7 +56,7 @@ class Ensemble(nn.Module):
         mode: Mode,
         combiner: str = "mean",
         weights: Sequence[float] | None = None,
-        views: Sequence[str] | None = None,
+        views: str | Sequence[str] | None = None,
         temperature: float = 1.0,
         threshold: float = 0.5,
         class_names: Sequence[str] = (),
@@ -122,9 +108,13 @@ class Ensemble(nn.Module):
         return logits.softmax(dim=1) if self.mode == "multiclass" else logits.sigmoid()
 
     def member_probabilities(self, images: Tensor) -> Iterator[Tensor]:
-        """Each member's probabilities `(N, K, H, W)` in turn; hold on to one at a time to keep memory constant."""
+        """Each member's probabilities `(N, K, H, W)` in turn, averaged over the views.
+
+        Hold on to one at a time to keep memory constant.
+        """
+        views = parse_views(self.views)
         for member in self.members:
-            yield self.probabilities_of(member, images)
+            yield average_views(views, images, partial(self.probabilities_of, member))
 
     def combine(self, probabilities: Iterator[Tensor]) -> Tensor:
         """Combined probabilities `(N, K, H, W)` from a stream of the members', in the order of the members."""
