@@ -124,8 +124,38 @@ class Resampling(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class CombinerContext:
+    """What a combiner may know of the ensemble that it works for.
+
+    Attributes:
+        mode: Says whether channels compete.
+        threshold: From which probability on a member votes for the foreground, in binary and multilabel mode.
+        state: What was fitted for it, as its `fit` gave it; empty for those that need nothing.
+    """
+
+    mode: Mode
+    threshold: float = 0.5
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 class Combiner(Protocol):
-    """How member probabilities become one; streaming, so memory does not grow with the number of members."""
+    """How member probabilities become one; streaming, so memory does not grow with the number of members.
+
+    A combiner is a class that is made anew for each batch, from a `CombinerContext`. It may inherit from this protocol
+    for the defaults of its traits, or state them itself.
+
+    Attributes:
+        votes: `compute` gives shares of votes, which are cut at 0.5 and not at a tuned threshold, and which a
+            temperature would not mean anything for.
+        reject: Which pixels are rejected unless the ensemble says otherwise: those whose decision does not get more
+            than this.
+        fits_weights: Member weights are fitted on validation data unless they are given.
+    """
+
+    votes: ClassVar[bool] = False
+    reject: ClassVar[float] = 0.0
+    fits_weights: ClassVar[bool] = False
 
     def update(self, probabilities: Tensor, weight: float = 1.0) -> None:
         """Takes one member's probabilities, shape `(N, K, H, W)`."""
@@ -133,6 +163,31 @@ class Combiner(Protocol):
 
     def compute(self) -> Tensor:
         """The combined probabilities, shape `(N, K, H, W)`."""
+        ...
+
+
+@dataclass(frozen=True)
+class PixelSample:
+    """Probabilities of all members at pixels that no member was trained on, to fit a combiner with.
+
+    Attributes:
+        probabilities: Shape `(P, M, K)`, float32.
+        truth: Class ids `(P,)`, int64; in multilabel mode `(P, K)`, with 255 where a class is ignored.
+        mode: Says whether channels compete.
+    """
+
+    probabilities: Tensor
+    truth: Tensor
+    mode: Mode
+
+
+@runtime_checkable
+class FittedCombiner(Protocol):
+    """A combiner whose class fits what it needs (a stacker); the result is kept beside the members."""
+
+    @staticmethod
+    def fit(sample: PixelSample) -> dict[str, Tensor]:
+        """Tensors by name, as `CombinerContext.state` hands them to the combiner again."""
         ...
 
 

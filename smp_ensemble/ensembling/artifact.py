@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
 from smp_ensemble.data.normalization import Normalization
 from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.member import CONFIG_FILE, WEIGHTS_FILE, Member, load_network, save_network
 from smp_ensemble.ensembling.spec import (
+    COMBINER_FILE,
     ENSEMBLE_FILE,
     TRAINING_IMAGES_FILE,
     EnsembleSpec,
@@ -20,6 +24,8 @@ from smp_ensemble.exceptions import ConfigError, IntegrityError, NetworkError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from torch import Tensor
 
 __all__ = [
     "ENSEMBLE_FILE",
@@ -93,6 +99,10 @@ def save_ensemble(ensemble: Ensemble, folder: Path) -> EnsembleSpec:
         in_channels = member.normalization.in_channels
         entries.append(write_member(member, folder, relative=f"members/{index:02d}", weight=weight))
     assert in_channels is not None  # an ensemble has a member
+    digest = None
+    if ensemble.state:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in ensemble.state.items()}, folder / COMBINER_FILE)
+        digest = file_sha256(folder / COMBINER_FILE)
     spec = EnsembleSpec(
         ensemble.mode,
         ensemble.class_names,
@@ -102,28 +112,35 @@ def save_ensemble(ensemble: Ensemble, folder: Path) -> EnsembleSpec:
         ensemble.views,
         ensemble.temperature,
         ensemble.threshold,
+        ensemble.reject,
+        digest,
     )
     write_spec(spec, folder)
     return spec
 
 
 def verify(spec: EnsembleSpec, folder: Path) -> None:
-    """Compares every member file with its SHA-256.
+    """Compares every file that `ensemble.json` lists with its SHA-256.
 
     Raises:
         IntegrityError: A file is missing or changed; names it, the expected and the found SHA-256.
     """
     for member in spec.members:
         for name, expected in member.sha256.items():
-            path = folder.resolve() / member.folder / name
-            if path.resolve() != path:
-                found = f"a symbolic link to {path.resolve()}"
-            elif not path.is_file():
-                found = "no file"
-            else:
-                found = file_sha256(path)
-            if found != expected:
-                raise IntegrityError(f"{path} was changed: expected SHA-256 {expected}, found {found}")
+            _verify_file(folder.resolve() / member.folder / name, expected)
+    if spec.combiner_sha256 is not None:
+        _verify_file(folder.resolve() / COMBINER_FILE, spec.combiner_sha256)
+
+
+def _verify_file(path: Path, expected: str) -> None:
+    if path.resolve() != path:
+        found = f"a symbolic link to {path.resolve()}"
+    elif not path.is_file():
+        found = "no file"
+    else:
+        found = file_sha256(path)
+    if found != expected:
+        raise IntegrityError(f"{path} was changed: expected SHA-256 {expected}, found {found}")
 
 
 def load_member(folder: Path, entry: MemberEntry) -> Member:
@@ -153,5 +170,14 @@ def load_ensemble(folder: Path) -> Ensemble:
         views=spec.views,
         temperature=spec.temperature,
         threshold=spec.threshold,
+        reject=spec.reject,
+        state=_load_state(folder) if spec.combiner_sha256 is not None else None,
         class_names=spec.class_names,
     )
+
+
+def _load_state(folder: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(folder / COMBINER_FILE)
+    except (OSError, SafetensorError) as error:
+        raise IntegrityError(f"cannot read {folder / COMBINER_FILE}: {error}") from error

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from smp_ensemble.architectures import check_network
-from smp_ensemble.ensembling.combiners import combiner_factory
+from smp_ensemble.ensembling.combiners import TIE, casts_votes, combiner_class, default_reject
 from smp_ensemble.ensembling.temperature import apply_temperature
 from smp_ensemble.ensembling.views import average_views, check_views, parse_views
 from smp_ensemble.exceptions import ConfigError, NetworkError
+from smp_ensemble.metrics.confusion import decide
 from smp_ensemble.registry import nearest
-from smp_ensemble.typing import MODES
+from smp_ensemble.typing import IGNORE_INDEX, MODES, CombinerContext
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from smp_ensemble.typing import Mode
+    from smp_ensemble.typing import Combiner, Mode
 
 
 class Ensemble(nn.Module):
@@ -35,12 +36,16 @@ class Ensemble(nn.Module):
         combiner: Name in the entry-point group `smp_ensemble.combiners`.
         weights: One for each member, not negative; scale-free. None: equal.
         views: Test-time views, such as `d4` or `flips+scales:0.75,1,1.25`; None: the image as it is.
-        temperature: Of the combined probabilities; 1 leaves them.
-        threshold: Foreground from this probability on, in binary and multilabel mode.
+        temperature: Of the combined probabilities; 1 leaves them. Shares of votes have none.
+        threshold: Foreground from this probability on, in binary and multilabel mode. Where members vote, each votes
+            with it.
+        reject: Pixels whose decision does not get more probability (or share of votes) than this are 255 in masks; 0:
+            none. None: what the combiner says, 0.5 for `majority`.
+        state: What the combiner was fitted to, by name (`stacking`).
         class_names: As in `Task.class_names`; may stay empty for an ensemble that is never saved.
 
     Raises:
-        ConfigError: No members, unknown mode or combiner, or weights that do not fit.
+        ConfigError: No members, unknown mode or combiner, or options that do not fit.
         NetworkError: A member has an activation or an auxiliary head.
 
     Example:
@@ -59,6 +64,8 @@ class Ensemble(nn.Module):
         views: str | Sequence[str] | None = None,
         temperature: float = 1.0,
         threshold: float = 0.5,
+        reject: float | None = None,
+        state: Mapping[str, Tensor] | None = None,
         class_names: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -80,13 +87,29 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
         self.mode = mode
         self.combiner = combiner
-        self._new_combiner = combiner_factory(combiner)
+        self._combiner = combiner_class(combiner)
+        self.state = dict(state or {})
         self.weights = tuple(weights)
         self.views = check_views(views)
         self.temperature = float(temperature)
         self.threshold = float(threshold)
         self.class_names = tuple(class_names)
+        self.reject = default_reject(self._combiner) if reject is None else float(reject)
+        if not 0 <= self.reject < 1:
+            raise ConfigError(f"reject must be 0 (no pixel) or below 1, got {reject}")
+        if self.votes and self.temperature != 1:
+            raise ConfigError(f"shares of votes have no temperature, got {temperature} with combiner '{combiner}'")
+        self.new_combiner()  # refuses a state that does not fit now, and not at the first image
         self.eval()
+
+    @property
+    def votes(self) -> bool:
+        """Whether it combines votes: what it gives are shares, cut at 0.5."""
+        return casts_votes(self._combiner)
+
+    def new_combiner(self) -> Combiner:
+        """A fresh combiner, for one batch."""
+        return self._combiner(CombinerContext(self.mode, self.threshold, self.state))
 
     def probabilities_of(self, member: nn.Module, images: Tensor) -> Tensor:
         """Probabilities `(N, K, H, W)`, float32, that one member gives for raw images `(N, C, H, W)`.
@@ -118,7 +141,7 @@ class Ensemble(nn.Module):
 
     def combine(self, probabilities: Iterator[Tensor]) -> Tensor:
         """Combined probabilities `(N, K, H, W)` from a stream of the members', in the order of the members."""
-        combiner = self._new_combiner()
+        combiner = self.new_combiner()
         largest = max(self.weights)  # weights are scale-free, float32 sums are not
         shape: torch.Size | None = None
         # Neither zip nor a name may keep one member's probabilities while the next member runs.
@@ -141,9 +164,27 @@ class Ensemble(nn.Module):
         """Probabilities `(N, K, H, W)`, float32, of raw images `(N, C, H, W)`; `Engine` takes any H and W."""
         return self.combine(self.member_probabilities(images))
 
-    def decide(self, probabilities: Tensor) -> Tensor:
-        """Masks, uint8: class ids `(N, H, W)`; in multilabel mode 0 or 1 in `(N, K, H, W)`."""
+    def decide(self, probabilities: Tensor, *, reject: float | None = None) -> Tensor:
+        """Masks before post-processing, uint8: class ids `(N, H, W)`; in multilabel mode 0 or 1 in `(N, K, H, W)`.
+
+        Args:
+            probabilities: Combined ones, shape `(N, K, H, W)`.
+            reject: In place of the ensemble's own.
+
+        Returns:
+            255 where a pixel is rejected.
+        """
+        reject = self.reject if reject is None else reject
+        cut = 0.5 if self.votes else self.threshold
+        decision = decide(probabilities, self.mode, cut)
+        mask = decision.to(torch.uint8)
+        if not reject:
+            return mask
         if self.mode == "multiclass":
-            return probabilities.argmax(dim=1).to(torch.uint8)
-        decided = (probabilities >= self.threshold).to(torch.uint8)
-        return decided[:, 0] if self.mode == "binary" else decided
+            sure = probabilities.amax(dim=1)
+        else:
+            foreground = probabilities[:, 0] if self.mode == "binary" else probabilities
+            sure = torch.where(decision == 1, foreground, 1 - foreground)
+        # A share of exactly `reject` may have been moved up by a tie's rule, and is rounded.
+        limit = reject + TIE * (1 - reject) + 1e-6 if self.votes else reject
+        return mask.masked_fill(sure <= limit, IGNORE_INDEX)

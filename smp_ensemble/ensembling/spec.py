@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 ENSEMBLE_FILE = "ensemble.json"
 TRAINING_IMAGES_FILE = "training_images.txt"
+COMBINER_FILE = "combiner.safetensors"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ class MemberEntry:
 
 @dataclass(frozen=True)
 class EnsembleSpec:
-    """The content of `ensemble.json`: everything about an ensemble but its weights."""
+    """The content of `ensemble.json`: everything about an ensemble but its weights.
+
+    `combiner_sha256` is that of the combiner's fitted state, beside `ensemble.json`; None: it has none.
+    """
 
     mode: Mode
     class_names: tuple[str, ...]
@@ -51,6 +55,8 @@ class EnsembleSpec:
     views: tuple[str, ...] = ("none",)
     temperature: float = 1.0
     threshold: float = 0.5
+    reject: float = 0.0
+    combiner_sha256: str | None = None
     postprocess: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -70,6 +76,8 @@ def write_spec(spec: EnsembleSpec, folder: Path) -> None:
         "views": list(spec.views),
         "temperature": spec.temperature,
         "threshold": spec.threshold,
+        "reject": spec.reject,
+        "combiner_sha256": spec.combiner_sha256,
         "postprocess": dict(spec.postprocess),
         "members": [
             {
@@ -103,6 +111,7 @@ def read_spec(folder: Path) -> EnsembleSpec:
             raise IntegrityError(
                 f"{path} has format {content['format']!r}, this version reads {FORMAT}: update smp_ensemble"
             )
+        digest = content.get("combiner_sha256")
         return EnsembleSpec(
             mode=content["mode"],
             class_names=tuple(str(name) for name in content["class_names"]),
@@ -112,6 +121,8 @@ def read_spec(folder: Path) -> EnsembleSpec:
             views=tuple(str(view) for view in content["views"]),
             temperature=float(content["temperature"]),
             threshold=float(content["threshold"]),
+            reject=float(content.get("reject", 0.0)),
+            combiner_sha256=None if digest is None else str(digest),
             postprocess=dict(content.get("postprocess") or {}),
         )
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:

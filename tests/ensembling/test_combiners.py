@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from smp_ensemble.ensembling.combiners import Mean, combiner_factory
+from smp_ensemble.ensembling.combiners import Mean, combiner_class
 from smp_ensemble.exceptions import ConfigError
+from smp_ensemble.typing import CombinerContext
 
 SHAPE = (2, 3, 2, 2)
+CONTEXT = CombinerContext("multilabel")
 unit = st.floats(0, 1, width=32)
 weights = st.floats(2**-7, 100, width=32)
 
@@ -25,7 +27,7 @@ def weighted_stacks(draw) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mean_of(stack, weights=None) -> torch.Tensor:
-    combiner = combiner_factory("mean")()
+    combiner = combiner_class("mean")(CONTEXT)
     for index, one in enumerate(stack):
         combiner.update(torch.as_tensor(one), 1.0 if weights is None else float(weights[index]))
     return combiner.compute()
@@ -77,7 +79,7 @@ def test_sums_are_float32_and_the_input_is_left_alone(dtype):
 
 
 def test_asking_early_changes_nothing():
-    combiner = Mean()
+    combiner = Mean(CONTEXT)
     combiner.update(torch.zeros(SHAPE))
     assert torch.equal(combiner.compute(), torch.zeros(SHAPE))
     combiner.update(torch.ones(SHAPE))
@@ -87,12 +89,12 @@ def test_asking_early_changes_nothing():
 
 def test_nothing_to_combine_is_an_error():
     with pytest.raises(ConfigError, match="expected at least one member with a weight above 0, got none"):
-        Mean().compute()
+        Mean(CONTEXT).compute()
     with pytest.raises(ConfigError, match="expected at least one member with a weight above 0"):
         mean_of(torch.rand(2, *SHAPE), [0, 0])
 
 
 def test_combiners_by_name_are_fresh_and_unknown_ones_are_refused():
-    assert combiner_factory("mean")() is not combiner_factory("mean")()
+    assert combiner_class("mean")(CONTEXT) is not combiner_class("mean")(CONTEXT)
     with pytest.raises(ConfigError, match="unknown combiner 'maen': did you mean 'mean'"):
-        combiner_factory("maen")
+        combiner_class("maen")

@@ -192,7 +192,7 @@ def test_memory_holds_one_members_probabilities_and_one_sum(binary, monkeypatch)
             alive.append(sum(one() is not None for one in seen))
             return super().forward(images)
 
-    monkeypatch.setattr("smp_ensemble.ensembling.ensemble.combiner_factory", lambda name: WatchedMean)
+    monkeypatch.setattr("smp_ensemble.ensembling.ensemble.combiner_class", lambda name: WatchedMean)
     engine = Engine(Ensemble([Watching(3, 1, 1) for _ in range(3)], mode="binary"), "cpu", "32")
     score(engine, binary, thresholds=[0.5] * 4)
     assert len(seen) >= 3
