@@ -141,6 +141,10 @@ class Ensemble(nn.Module):
 
     def combine(self, probabilities: Iterator[Tensor]) -> Tensor:
         """Combined probabilities `(N, K, H, W)` from a stream of the members', in the order of the members."""
+        return apply_temperature(self.pool(probabilities), self.temperature, self.mode)
+
+    def pool(self, probabilities: Iterator[Tensor]) -> Tensor:
+        """The same as `combine` before the temperature."""
         combiner = self.new_combiner()
         largest = max(self.weights)  # weights are scale-free, float32 sums are not
         shape: torch.Size | None = None
@@ -158,7 +162,7 @@ class Ensemble(nn.Module):
             del one
         if next(probabilities, None) is not None:
             raise ConfigError(f"expected probabilities of {len(self.weights)} members, got more")
-        return apply_temperature(combiner.compute(), self.temperature, self.mode)
+        return combiner.compute()
 
     def forward(self, images: Tensor) -> Tensor:
         """Probabilities `(N, K, H, W)`, float32, of raw images `(N, C, H, W)`; `Engine` takes any H and W."""

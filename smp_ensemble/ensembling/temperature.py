@@ -40,56 +40,93 @@ def apply_temperature(probabilities: Tensor, temperature: float, mode: Mode) -> 
     return torch.sigmoid(torch.logit(clamped) / temperature)
 
 
-def fit_temperature(batches: Callable[[], Iterable[tuple[Tensor, Tensor]]], mode: Mode) -> float:
-    """The temperature with the least log-loss on all valid pixels, by Newton's method on `1 / T`, one pass a step.
+class TemperatureFit:
+    """Finds the temperature with the least log-loss on all valid pixels: Newton's method on `1 / T`, one pass a step.
 
-    The log-loss is convex in `1 / T`, so there is one minimum; it is sought between 1/20 and 20.
+    The log-loss is convex in `1 / T`, so there is one minimum; it is sought between 1/20 and 20. In each pass `update`
+    takes every batch, then `step` says whether another pass is needed; so several models can share their passes.
 
     Args:
-        batches: Gives a fresh stream of probabilities `(N, K, H, W)` at temperature 1 with their truth `(N, H, W)`,
-            in multilabel mode `(N, K, H, W)`; 255 where ignored.
         mode: Says whether channels compete.
 
-    Returns:
-        1 where there is not a single valid pixel, or where no temperature makes a difference.
+    Attributes:
+        temperature: The best so far; stays 1 where there is not a single valid pixel.
+        done: Whether further passes would change nothing.
 
     References:
         Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, arXiv:1706.04599, section 4.2.
     """
-    low, high = 1 / MAX_TEMPERATURE, MAX_TEMPERATURE
-    beta = 1.0
-    for _ in range(MAX_STEPS):
-        slope = curvature = 0.0
-        for probabilities, target in batches():
-            first, second = _derivatives(probabilities, target, beta, mode)
-            slope, curvature = slope + first, curvature + second
+
+    def __init__(self, mode: Mode) -> None:
+        self.done = False
+        self._mode = mode
+        self._beta = 1.0
+        self._low, self._high = 1 / MAX_TEMPERATURE, MAX_TEMPERATURE
+        self._steps = 0
+        self._slope = self._curvature = 0.0
+
+    @property
+    def temperature(self) -> float:
+        """T of the last step."""
+        return 1 / self._beta
+
+    def update(self, probabilities: Tensor, target: Tensor) -> None:
+        """Takes probabilities `(N, K, H, W)` at temperature 1, and their truth as metrics do; 255 where ignored."""
+        slope, curvature = _derivatives(probabilities, target, self._beta, self._mode)
+        self._slope += slope
+        self._curvature += curvature
+
+    def step(self) -> bool:
+        """Ends a pass: moves to a better temperature, and says whether it is the last one."""
+        slope, curvature = self._slope, self._curvature
+        self._slope = self._curvature = 0.0
+        self._steps += 1
         if curvature <= 0 or slope == 0:
-            break
-        low, high = (beta, high) if slope < 0 else (low, beta)
-        step = beta - slope / curvature
-        if not low < step < high:  # beyond what is known: halve the interval, on the scale of temperatures
-            step = math.sqrt(low * high)
-        done = abs(step - beta) < TOLERANCE * beta
-        beta = step
-        if done:
-            break
-    return 1 / beta
+            self.done = True
+            return True
+        self._low, self._high = (self._beta, self._high) if slope < 0 else (self._low, self._beta)
+        beta = self._beta - slope / curvature
+        if not self._low < beta < self._high:  # beyond what is known: halve the interval, on a logarithmic scale
+            beta = math.sqrt(self._low * self._high)
+        self.done = abs(beta - self._beta) < TOLERANCE * self._beta or self._steps >= MAX_STEPS
+        self._beta = beta
+        return self.done
+
+
+def fit_temperature(batches: Callable[[], Iterable[tuple[Tensor, Tensor]]], mode: Mode) -> float:
+    """The temperature with the least log-loss: see `TemperatureFit`.
+
+    Args:
+        batches: Gives a fresh stream of probabilities with their truth at each call.
+        mode: Says whether channels compete.
+
+    Example:
+        >>> sure, truth = torch.full((1, 1, 1, 4), 0.95), torch.tensor([[[1, 1, 1, 0]]])
+        >>> round(fit_temperature(lambda: [(sure, truth)], "binary"), 3)  # right in 3 of 4: logit(0.95) / logit(0.75)
+        2.68
+    """
+    fit = TemperatureFit(mode)
+    while not fit.done:
+        for probabilities, target in batches():
+            fit.update(probabilities, target)
+        fit.step()
+    return fit.temperature
 
 
 def _derivatives(probabilities: Tensor, target: Tensor, beta: float, mode: Mode) -> tuple[float, float]:
     """First and second derivative in `beta = 1 / T` of the log-loss, summed over valid pixels."""
     valid = target != IGNORE_INDEX
-    clamped = probabilities.double().clamp(EPSILON, 1 - EPSILON)
+    clamped = probabilities.float().clamp(EPSILON, 1 - EPSILON)
     if mode == "multiclass":
         scores = clamped.log()
         softened = (beta * scores).softmax(dim=1)
         mean = (softened * scores).sum(dim=1)
         chosen = scores.gather(1, torch.where(valid, target, 0).long().unsqueeze(1))[:, 0]
         first = mean - chosen
-        second = (softened * scores.square()).sum(dim=1) - mean.square()
+        second = (softened * (scores - mean.unsqueeze(1)).square()).sum(dim=1)
     else:
         scores = torch.logit(clamped if mode == "multilabel" else clamped[:, 0])
         softened = torch.sigmoid(beta * scores)
-        first = (softened - (target == 1).double()) * scores
+        first = (softened - (target == 1).float()) * scores
         second = softened * (1 - softened) * scores.square()
-    return float((first * valid).sum()), float((second * valid).sum())
+    return float((first * valid).sum(dtype=torch.float64)), float((second * valid).sum(dtype=torch.float64))

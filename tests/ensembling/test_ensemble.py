@@ -15,7 +15,7 @@ from torch import nn
 from smp_ensemble.ensembling.combiners import Mean
 from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.exceptions import ConfigError, NetworkError
-from smp_ensemble.typing import MODES
+from smp_ensemble.typing import MODES, CombinerContext
 
 IMAGES = torch.linspace(0, 255, 2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
 modes = st.sampled_from(MODES)
@@ -112,7 +112,7 @@ class CountingMean(Mean):
     """Remembers its inputs weakly, and how many of them are alive when the next one comes."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(CombinerContext("multiclass"))
         self.seen: list[weakref.ref] = []
 
     def update(self, probabilities, weight=1.0):
@@ -125,7 +125,7 @@ class CountingMean(Mean):
 
 def test_memory_holds_one_members_probabilities_and_one_sum(monkeypatch):
     combiner = CountingMean()
-    monkeypatch.setattr("smp_ensemble.ensembling.ensemble.combiner_factory", lambda name: lambda: combiner)
+    monkeypatch.setattr("smp_ensemble.ensembling.ensemble.combiner_class", lambda name: lambda context: combiner)
     alive_when_a_member_starts = []
 
     class Watching(nn.Conv2d):
@@ -194,7 +194,7 @@ def test_the_largest_class_wins_whatever_the_threshold():
         ({"members": []}, "needs at least one member, got none"),
         ({"mode": "multi-class"}, "unknown mode 'multi-class': did you mean 'multiclass'"),
         ({"combiner": "maen"}, "unknown combiner 'maen': did you mean 'mean'"),
-        ({"views": ["flip"]}, "unknown views 'flip': Known: none"),
+        ({"views": ["flip"]}, "unknown views 'flip': did you mean 'flips'"),
         ({"weights": [1.0]}, "expected one weight for each of 2 members, got 1"),
         ({"weights": [1.0, -0.1]}, "weights must be finite and not negative"),
         ({"weights": [0, 0]}, "weights must be finite and not negative, and one above 0"),
