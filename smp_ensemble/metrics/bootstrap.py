@@ -206,7 +206,8 @@ def _resampled(units: Floats, resamples: int, seed: int) -> Floats:
 def _iou(counts: Floats) -> Floats:
     """IoU `(..., K)` of counts `(..., K, 3)`; NaN where a class does not occur."""
     union = counts.sum(axis=-1)
-    return np.divide(counts[..., 0], union, out=np.full(union.shape, np.nan), where=union > 0)
+    iou: Floats = np.divide(counts[..., 0], union, out=np.full(union.shape, np.nan), where=union > 0)
+    return iou
 
 
 def _mean(iou: Floats) -> Floats:
@@ -214,7 +215,8 @@ def _mean(iou: Floats) -> Floats:
     occurs = np.isfinite(iou)
     number = occurs.sum(axis=1)
     total = np.where(occurs, iou, 0.0).sum(axis=1)
-    return np.divide(total, number, out=np.full(len(iou), np.nan), where=number > 0)
+    mean: Floats = np.divide(total, number, out=np.full(len(iou), np.nan), where=number > 0)
+    return mean
 
 
 def _interval(estimate: float, drawn: Floats, level: float) -> Interval:
