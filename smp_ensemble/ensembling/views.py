@@ -18,8 +18,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-WORDS = ("none", "flips", "d4", "scales:0.75,1,1.25")
-"""The parts that a text of views consists of; the last takes factors of one's own."""
+WORDS = ("none", "flips", "d4", "scales")
+"""The parts that a text of views consists of; `scales` is followed by its factors."""
+
+EXAMPLE = "scales:0.75,1,1.25"
+
+OWN = "own"
+"""Where a model is used: the views that it brings along."""
 
 SMALLEST_SCALE, LARGEST_SCALE = 0.1, 8.0
 
@@ -136,22 +141,23 @@ def _check_part(part: str) -> str:
     if word == "scales":
         return f"scales:{','.join(map(_number, _scales(part, factors)))}"
     if word not in WORDS:
-        raise ConfigError(f"unknown views '{part}': {nearest(word, WORDS)}")
+        raise ConfigError(f"unknown views '{part}': {nearest(word, WORDS)} (as in {EXAMPLE})")
     if colon:
         raise ConfigError(f"expected no factors after '{word}', got '{part}': only scales take some")
     return word
 
 
 def _scales(part: str, factors: str) -> list[float]:
-    example = "such as scales:0.75,1,1.25"
     try:
         found = [float(factor) for factor in factors.split(",")]
     except ValueError as error:
-        raise ConfigError(f"expected factors separated by commas in views '{part}', {example}: {error}") from error
+        raise ConfigError(
+            f"expected numbers separated by commas in views '{part}', such as {EXAMPLE}: {error}"
+        ) from error
     for factor in found:
         if not SMALLEST_SCALE <= factor <= LARGEST_SCALE:  # NaN too
             raise ConfigError(
-                f"expected factors from {SMALLEST_SCALE:g} to {LARGEST_SCALE:g} in views '{part}', {example}: "
+                f"expected factors from {SMALLEST_SCALE:g} to {LARGEST_SCALE:g} in views '{part}', such as {EXAMPLE}: "
                 f"got {_number(factor)}"
             )
         if found.count(factor) > 1:

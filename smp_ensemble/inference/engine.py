@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
@@ -11,7 +13,9 @@ from torch import Tensor
 from smp_ensemble.architectures import output_stride
 from smp_ensemble.ensembling.mc_dropout import check_passes, seeded, stochastic_copy
 from smp_ensemble.ensembling.member import Member
+from smp_ensemble.ensembling.views import OWN, average_views, check_views, parse_views
 from smp_ensemble.exceptions import ConfigError
+from smp_ensemble.metrics.uncertainty import UncertaintyMaps
 from smp_ensemble.precision import autocast_dtype, choose_device, resolve_precision
 
 if TYPE_CHECKING:
@@ -26,23 +30,29 @@ if TYPE_CHECKING:
 MAX_BATCH_PIXELS = 16 * 512 * 512
 """Pixels that run through a member at once; larger batches are cut, which changes fp32 results by rounding at most."""
 
+Watch: TypeAlias = Callable[[int, Tensor], None]
+"""Is shown a member's number and the probabilities `(N, K, H, W)` of each of its passes."""
+
 
 class Engine:
     """Runs an ensemble on images of any height and width.
 
     Images are padded at the bottom and right with their edge pixels to a multiple of the members' output stride, and
     the probabilities are cropped back. Members run one after the other, so device memory holds one member's
-    activations and one running sum.
+    activations and one running sum. Each view of an image is predicted with padding of its own, several as one batch
+    where they are small enough.
 
     Args:
         ensemble: Its weights are moved to the device, in channels-last memory.
         device: None: an accelerator if there is one, else the CPU.
         precision: Lightning's words, or `auto`: bf16 or fp16 where the hardware multiplies them.
         passes: T, passes of each member with dropout on, whose mean is what the member gives; 1: dropout is off. They
-            are drawn from the same seeds in every call, so that the same call gives the same answer.
+            are drawn from the same seeds in every call, so that the same call gives the same answer. Each pass sees
+            all views.
+        views: Test-time views in place of the ensemble's own, such as `none` or `d4`; None or `own`: the ensemble's.
 
     Raises:
-        ConfigError: More than one pass of a member that holds no dropout, or not a whole number above 0.
+        ConfigError: More than one pass of a member that holds no dropout, or not a whole number above 0; unknown views.
 
     Example:
         >>> import torch
@@ -58,6 +68,7 @@ class Engine:
         device: torch.device | str | None = None,
         precision: str = "auto",
         passes: int = 1,
+        views: str | Sequence[str] | None = None,
     ) -> None:
         self.device = choose_device("auto") if device is None else torch.device(device)
         self.precision = resolve_precision(precision, self.device)
@@ -66,16 +77,28 @@ class Engine:
             member.network if isinstance(member, Member) else member for member in ensemble.members
         )
         self._dtype = autocast_dtype(self.precision)
+        self.views = ensemble.views if views is None or views == OWN else check_views(views)
+        self._views = parse_views(self.views)
         self.passes = check_passes(ensemble.members, passes)
         self._runs = [stochastic_copy(member) if passes > 1 else member for member in ensemble.members]
 
-    def with_passes(self, passes: int) -> Engine:
-        """An engine like this one, on the same weights, with another number of passes; this one stays as it is.
+    def with_options(self, passes: int | None = None, views: str | Sequence[str] | None = None) -> Engine:
+        """An engine like this one, on the same weights, with other passes or views; this one stays as it is.
+
+        Args:
+            passes: As for the class; None: this engine's.
+            views: As for the class; None: this engine's. `own`: the ensemble's.
 
         Raises:
-            ConfigError: As for `passes` of the class.
+            ConfigError: As for the class.
         """
-        return self if passes == self.passes else Engine(self.ensemble, self.device, self.precision, passes)
+        passes = self.passes if passes is None else passes
+        if views == OWN:
+            views = self.ensemble.views
+        views = self.views if views is None else check_views(views)
+        if (passes, views) == (self.passes, self.views):
+            return self
+        return Engine(self.ensemble, self.device, self.precision, passes, views)
 
     @property
     def in_channels(self) -> int | None:
@@ -99,30 +122,40 @@ class Engine:
         return torch.split(images, size)
 
     def member_probabilities(self, images: Tensor) -> Iterator[Tensor]:
-        """Each member's probabilities `(N, K, H, W)` in turn."""
-        height, width = images.shape[2:]
-        padding = (0, -width % self.stride, 0, -height % self.stride)
-        with torch.inference_mode(), torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
-            raw = images.to(self.device, non_blocking=True).float()
-            if any(padding):
-                raw = F.pad(raw, padding, mode="replicate")
-            raw = raw.contiguous(memory_format=torch.channels_last)
-        for seed, member in enumerate(self._runs):
-            # No name here: one would keep these probabilities alive while the next member runs.
-            yield self._mean_of_passes(member, raw, seed)[..., :height, :width]
+        """Each member's probabilities `(N, K, H, W)` in turn: the mean of its passes, each the mean of its views."""
+        return self._stream(images, None)
 
-    def _mean_of_passes(self, member: nn.Module, raw: Tensor, seed: int) -> Tensor:
+    def _stream(self, images: Tensor, watch: Watch | None) -> Iterator[Tensor]:
+        with torch.inference_mode():
+            raw = images.to(self.device, non_blocking=True).float()
+        for index in range(len(self._runs)):
+            # No name here: one would keep these probabilities alive while the next member runs.
+            yield self._mean_of_passes(index, raw, watch)
+
+    @torch.inference_mode()
+    def _mean_of_passes(self, index: int, raw: Tensor, watch: Watch | None) -> Tensor:
         if self.passes == 1:
-            return self._probabilities_of(member, raw)
-        with seeded(seed, self.device), torch.inference_mode():
-            total = self._probabilities_of(member, raw)
+            return self._mean_of_views(index, raw, watch)
+        with seeded(index, self.device):
+            total = self._mean_of_views(index, raw, watch)
             for _ in range(self.passes - 1):
-                total += self._probabilities_of(member, raw)
+                total += self._mean_of_views(index, raw, watch)
             return total / self.passes
 
-    def _probabilities_of(self, member: nn.Module, raw: Tensor) -> Tensor:
-        with torch.inference_mode(), torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
-            return self.ensemble.probabilities_of(member, raw)
+    def _mean_of_views(self, index: int, raw: Tensor, watch: Watch | None) -> Tensor:
+        mean = average_views(self._views, raw, partial(self._probabilities_of, self._runs[index]), MAX_BATCH_PIXELS)
+        if watch is not None:
+            watch(index, mean)
+        return mean
+
+    def _probabilities_of(self, member: nn.Module, images: Tensor) -> Tensor:
+        """Pads, predicts and crops; the shape of `images` is one view's."""
+        height, width = images.shape[2:]
+        padding = (0, -width % self.stride, 0, -height % self.stride)
+        padded = F.pad(images, padding, mode="replicate") if any(padding) else images
+        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
+            found = self.ensemble.probabilities_of(member, padded.contiguous(memory_format=torch.channels_last))
+        return found[..., :height, :width]
 
     def predict(self, images: Sequence[npt.NDArray[np.generic]]) -> list[npt.NDArray[np.float32]]:
         """Probabilities `(K, H, W)` for each of `images` `(H, W, C)`; images of one size run together.
@@ -130,17 +163,52 @@ class Engine:
         Raises:
             ConfigError: An image without three dimensions.
         """
-        by_shape: dict[tuple[int, ...], list[int]] = {}
-        for index, image in enumerate(images):
-            if image.ndim != 3:
-                raise ConfigError(f"expected images of shape (H, W, C), image {index} has {image.shape}")
-            by_shape.setdefault(image.shape, []).append(index)
-        results: dict[int, npt.NDArray[np.float32]] = {}
-        for indices in by_shape.values():
-            batch = torch.stack([to_tensor(images[index]) for index in indices])
-            for index, probabilities in zip(indices, self(batch), strict=True):
-                results[index] = probabilities.cpu().numpy()
-        return [results[index] for index in range(len(images))]
+        return _for_each_size(images, self)
+
+    def uncertainty(self, images: Sequence[npt.NDArray[np.generic]]) -> list[npt.NDArray[np.float32]]:
+        """How sure the ensemble is of each pixel of `images` `(H, W, C)`, and how far its members agree.
+
+        Each pass counts as a member of its own, so that several passes of one network tell as much as several networks.
+
+        Returns:
+            For each image `(3, H, W)`: predictive entropy, mutual information (both in nats), variation ratio.
+
+        Raises:
+            ConfigError: An image without three dimensions.
+        """
+        return _for_each_size(images, self._uncertainty_of)
+
+    @torch.inference_mode()
+    def _uncertainty_of(self, images: Tensor) -> Tensor:
+        """Shape `(N, 3, H, W)`."""
+        return torch.cat([self._uncertainty_of_part(part) for part in self.parts(images)])
+
+    def _uncertainty_of_part(self, images: Tensor) -> Tensor:
+        maps = UncertaintyMaps(self.ensemble.mode, self.ensemble.threshold)
+        largest = max(self.ensemble.weights) * self.passes
+
+        def watch(index: int, probabilities: Tensor) -> None:
+            maps.update(probabilities, self.ensemble.weights[index] / largest)
+
+        combined = self.ensemble.combine(self._stream(images, watch))
+        return torch.stack(maps.compute(combined), dim=1)
+
+
+def _for_each_size(
+    images: Sequence[npt.NDArray[np.generic]], run: Callable[[Tensor], Tensor]
+) -> list[npt.NDArray[np.float32]]:
+    """What `run` gives for each of `images` `(H, W, C)`; those of one size are one batch `(N, C, H, W)`."""
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for index, image in enumerate(images):
+        if image.ndim != 3:
+            raise ConfigError(f"expected images of shape (H, W, C), image {index} has {image.shape}")
+        by_shape.setdefault(image.shape, []).append(index)
+    results: dict[int, npt.NDArray[np.float32]] = {}
+    for indices in by_shape.values():
+        batch = torch.stack([to_tensor(images[index]) for index in indices])
+        for index, one in zip(indices, run(batch), strict=True):
+            results[index] = one.cpu().numpy()
+    return [results[index] for index in range(len(images))]
 
 
 def to_tensor(image: npt.NDArray[np.generic]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from PIL import Image
 
 from smp_ensemble.data.images import IMAGE_SUFFIXES
 from smp_ensemble.exceptions import DataError, InputError
+from smp_ensemble.inference.uncertainty import COLUMNS, draw_heatmap, image_means
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 CSV_COLUMNS = ("image", "name")
+UNCERTAINTY = "uncertainty"
 
 
 @dataclass(frozen=True)
@@ -96,19 +99,22 @@ class FileWriter:
 
     Args:
         output: The folder; for `rle` also a `.csv` file. Created.
-        kind: `mask`, `probabilities`, `overlay` or `rle`.
+        kind: `mask`, `probabilities`, `uncertainty`, `overlay` or `rle`.
         images: All that will be written.
+        max_entropy: The brightest colour in heat maps of uncertainty, in nats.
 
     Raises:
         InputError: The output is in the way, or two images would be written to one file.
     """
 
-    def __init__(self, output: Path, kind: str, images: Iterable[InputImage]) -> None:
+    def __init__(self, output: Path, kind: str, images: Iterable[InputImage], max_entropy: float = math.log(2)) -> None:
         if output.suffix.lower() == ".csv" and kind != "rle":
             raise InputError(f"output '{output}' is a CSV, which only kind=rle writes: name a folder")
         self._kind = kind
-        self._rows: list[tuple[str, str]] = []
-        self._table = output if output.suffix.lower() == ".csv" else output / "predictions.csv"
+        self._max_entropy = max_entropy
+        self._rows: list[tuple[str, ...]] = []
+        table = f"{UNCERTAINTY}.csv" if kind == UNCERTAINTY else "predictions.csv"
+        self._table = output if output.suffix.lower() == ".csv" else output / table
         self.folder = output.parent if output.suffix.lower() == ".csv" else output
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"output '{output}' is a file: name a folder")
@@ -134,7 +140,10 @@ class FileWriter:
         return {image: path for path, image in taken.items()}
 
     def write(self, image: InputImage, result: Any) -> None:
-        """Keeps one result of `payload.render`."""
+        """Keeps one result of `payload.predict_as`.
+
+        Uncertainty `(3, H, W)` goes to a `.npy` file, its entropy to a heat map beside it, its means to a table.
+        """
         if self._kind == "rle":
             self._rows.append((image.name, result))
             return
@@ -142,6 +151,10 @@ class FileWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         if self._kind == "probabilities":
             np.save(path, result, allow_pickle=False)
+        elif self._kind == UNCERTAINTY:
+            np.save(path.with_suffix(".npy"), result, allow_pickle=False)
+            _save_png(draw_heatmap(result[0], self._max_entropy), path)
+            self._rows.append((image.name, *map(repr, image_means(result))))
         elif result.ndim == 3 and self._kind == "mask":
             for index, plane in enumerate(result):
                 _save_png(plane, path.with_name(f"{path.stem}_{index}.png"))
@@ -149,13 +162,15 @@ class FileWriter:
             _save_png(result, path)
 
     def close(self) -> Path:
-        """Writes the CSV, whole or not at all, where there is one; returns where the results are."""
-        if self._kind != "rle":
-            return self.folder
-        return write_csv(self._table, ("name", "mask"), self._rows)
+        """Writes the table, whole or not at all, where there is one; returns where the results are."""
+        if self._kind == "rle":
+            return write_csv(self._table, ("name", "mask"), self._rows)
+        if self._kind == UNCERTAINTY:
+            write_csv(self._table, ("name", *COLUMNS), self._rows)
+        return self.folder
 
 
-def write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple[str, str]]) -> Path:
+def write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Path:
     """Writes a CSV whole or not at all."""
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("w", encoding="utf-8", newline="") as file:

@@ -14,9 +14,10 @@ from PIL import Image
 
 from smp_ensemble.data import rle
 from smp_ensemble.data.images import decode_image
-from smp_ensemble.ensembling.ensemble import check_views
+from smp_ensemble.ensembling.views import OWN
 from smp_ensemble.exceptions import InputError
 from smp_ensemble.inference.overlay import draw_overlay
+from smp_ensemble.inference.uncertainty import COLUMNS, image_means
 from smp_ensemble.registry import nearest
 from smp_ensemble.typing import KINDS
 
@@ -29,19 +30,18 @@ if TYPE_CHECKING:
     from smp_ensemble.inference.engine import Engine
 
 DEFAULT_KIND = "mask"
-AVAILABLE_KINDS = tuple(kind for kind in KINDS if kind != "uncertainty")
 PARAMS = ("kind", "views", "passes")
 IMAGE_COLUMN = "image"
 
 
 def check_kind(kind: str) -> str:
-    """Refuses a kind that this version does not answer.
+    """Refuses what is no kind of prediction.
 
     Raises:
         InputError: Unknown kind.
     """
-    if kind not in AVAILABLE_KINDS:
-        raise InputError(f"unknown kind '{kind}': {nearest(kind, AVAILABLE_KINDS)}")
+    if kind not in KINDS:
+        raise InputError(f"unknown kind '{kind}': {nearest(kind, KINDS)}")
     return kind
 
 
@@ -52,15 +52,17 @@ def answer(engine: Engine, data: Any, params: Mapping[str, Any]) -> Any:
         engine: Runs the ensemble.
         data: Images as uint8 `(N, H, W, C)`, or a list of `(H, W, C)` of any sizes, or a DataFrame whose column
             `image` holds PNG, JPEG or TIFF bytes, or base64 of them.
-        params: `kind`: `mask`, `probabilities`, `rle` or `overlay`; `views`; `passes`, how many with dropout on are
-            averaged.
+        params: `kind`: `mask`, `probabilities`, `uncertainty`, `rle` or `overlay`; `views`: test-time views such as
+            `none` or `d4`, by default `own`, the model's; `passes`, how many with dropout on are averaged.
 
     Returns:
         For arrays and lists: masks as uint8 `(N, H, W)`, in multilabel mode `(N, K, H, W)`; probabilities as float32
-        `(N, K, H, W)`; overlays as uint8 `(N, H, W, 3)`; run lengths as a list of strings. A list of arrays where
-        sizes differ. For a DataFrame: one column named after the kind, with its index: base64 of a PNG (mask,
-        overlay), base64 of a `.npy` file (probabilities), or run lengths. Multilabel masks and all run lengths but
-        the binary one are a JSON object with an entry for each class.
+        `(N, K, H, W)`; uncertainty as float32 `(N, 3, H, W)`, which `Engine.uncertainty` explains; overlays as uint8
+        `(N, H, W, 3)`; run lengths as a list of strings. A list of arrays where sizes differ. For a DataFrame: one
+        column named after the kind, with its index: base64 of a PNG (mask, overlay), base64 of a `.npy` file
+        (probabilities, uncertainty), or run lengths. Multilabel masks and all run lengths but the binary one are a JSON
+        object with an entry for each class. With uncertainty come three columns of means over each image: `entropy`,
+        `mutual_information`, `variation_ratio`.
 
     Raises:
         InputError: Anything else; the message names what was expected and what came.
@@ -69,21 +71,28 @@ def answer(engine: Engine, data: Any, params: Mapping[str, Any]) -> Any:
         if name not in PARAMS:
             raise InputError(f"unknown param '{name}': {nearest(name, PARAMS)}")
     kind = check_kind(str(params.get("kind", DEFAULT_KIND)))
-    check_views([str(params.get("views") or "none")])
-    if params.get("passes") is not None:
-        engine = engine.with_passes(_to_whole(params["passes"], "passes"))
-    images = read_images(data, engine.in_channels)
-    ensemble = engine.ensemble
-    results = [
-        render(ensemble, image, probabilities, kind)
-        for image, probabilities in zip(images, engine.predict(images), strict=True)
-    ]
+    passes = params.get("passes")
+    passes = None if passes is None else _to_whole(passes, "passes")
+    engine = engine.with_options(passes, str(params.get("views") or OWN))
+    results = predict_as(engine, read_images(data, engine.in_channels), kind)
     if isinstance(data, pd.DataFrame):
-        encoded = [encode(result, kind, ensemble) for result in results]
-        return pd.DataFrame({kind: encoded}, index=data.index)
+        columns = {kind: [encode(result, kind, engine.ensemble) for result in results]}
+        if kind == "uncertainty":
+            columns |= dict(zip(COLUMNS, zip(*map(image_means, results), strict=True), strict=True))
+        return pd.DataFrame(columns, index=data.index)
     if kind != "rle" and len({result.shape for result in results}) == 1:
         return np.stack(results)
     return results
+
+
+def predict_as(engine: Engine, images: Sequence[npt.NDArray[np.generic]], kind: str) -> list[Any]:
+    """One result for each of `images` `(H, W, C)`, in their order: an array, or for `rle` a string."""
+    if kind == "uncertainty":
+        return list(engine.uncertainty(images))
+    return [
+        render(engine.ensemble, image, probabilities, kind)
+        for image, probabilities in zip(images, engine.predict(images), strict=True)
+    ]
 
 
 def _to_whole(value: Any, name: str) -> int:
@@ -163,7 +172,7 @@ def decide(ensemble: Ensemble, probabilities: npt.NDArray[np.float32]) -> npt.ND
 def render(
     ensemble: Ensemble, image: npt.NDArray[np.generic], probabilities: npt.NDArray[np.float32], kind: str
 ) -> Any:
-    """One image's prediction as a kind: an array, or for `rle` a string."""
+    """One image's probabilities `(K, H, W)` as a kind: an array, or for `rle` a string."""
     if kind == "probabilities":
         return probabilities
     mask = decide(ensemble, probabilities)
@@ -179,10 +188,10 @@ def render(
 
 
 def encode(result: Any, kind: str, ensemble: Ensemble) -> str:
-    """A result of `render` as text, for a cell of a DataFrame."""
+    """A result of `predict_as` as text, for a cell of a DataFrame."""
     if kind == "rle":
         return str(result)
-    if kind == "probabilities":
+    if kind in {"probabilities", "uncertainty"}:
         buffer = io.BytesIO()
         np.save(buffer, result, allow_pickle=False)
         return base64.b64encode(buffer.getvalue()).decode()

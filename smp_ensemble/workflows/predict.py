@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from smp_ensemble.data.images import read_image
-from smp_ensemble.ensembling.views import check_views
+from smp_ensemble.ensembling.views import OWN, check_views
 from smp_ensemble.exceptions import DataError, InputError
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.inference.files import FileWriter, InputImage, find_images, write_csv
-from smp_ensemble.inference.payload import check_kind, render
+from smp_ensemble.inference.payload import check_kind, predict_as
+from smp_ensemble.metrics.uncertainty import max_entropy
 from smp_ensemble.precision import choose_device
 from smp_ensemble.tracking.flavor import load_model
 from smp_ensemble.workflows.results import Report
@@ -62,17 +63,18 @@ def predict(options: PredictOptions) -> Prediction:
         IntegrityError: A file of the model is missing or changed.
     """
     kind = check_kind(options.kind)
-    check_views([options.views])
+    if options.views != OWN:
+        check_views(options.views)  # before anything is loaded
     images = find_images(options.input)
     ensemble = load_model(options.model)
-    engine = Engine(ensemble, choose_device(options.accelerator), options.precision, options.passes)
-    writer = FileWriter(Path(options.output), kind, images)
+    engine = Engine(ensemble, choose_device(options.accelerator), options.precision, options.passes, options.views)
+    writer = FileWriter(Path(options.output), kind, images, max_entropy(ensemble.mode, len(ensemble.class_names)))
     errors: list[tuple[str, str]] = []
     batches = [images[at : at + options.batch_size] for at in range(0, len(images), options.batch_size)]
     for batch in tqdm(batches, desc="predict", unit="batch", leave=False, disable=None):
         readable, arrays = _read(batch, engine, errors)
-        for image, array, probabilities in zip(readable, arrays, engine.predict(arrays), strict=True):
-            writer.write(image, render(ensemble, array, probabilities, kind))
+        for image, result in zip(readable, predict_as(engine, arrays, kind), strict=True):
+            writer.write(image, result)
     listed = writer.folder / ERRORS_FILE
     listed.unlink(missing_ok=True)  # of an earlier attempt
     if errors:

@@ -161,7 +161,7 @@ def test_memory_holds_one_members_probabilities_and_one_sum(monkeypatch):
             alive.append(sum(one() is not None for one in combined))
             return super().forward(images)
 
-    monkeypatch.setattr("smp_ensemble.ensembling.ensemble.combiner_factory", lambda name: WatchedMean)
+    monkeypatch.setattr("smp_ensemble.ensembling.ensemble.combiner_class", lambda name: WatchedMean)
     Engine(Ensemble([Watching(3, 2, 1) for _ in range(4)], mode="multiclass"), "cpu", "32")(make_images(8, 8))
     assert len(combined) == 4
     assert alive == [0] * 4
@@ -307,15 +307,15 @@ def test_a_deterministic_call_beside_a_stochastic_one_stays_deterministic(droppi
 def test_another_number_of_passes_is_another_engine(dropping):
     images = make_images(16, 16)
     engine = Engine(dropping, "cpu", "32")
-    assert engine.with_passes(1) is engine
-    several = engine.with_passes(3)
+    assert engine.with_options(passes=1) is engine
+    several = engine.with_options(passes=3)
     assert several.ensemble is engine.ensemble
     assert torch.equal(several(images), Engine(dropping, "cpu", "32", passes=3)(images))
-    assert torch.equal(engine(images), several.with_passes(1)(images))
+    assert torch.equal(engine(images), several.with_options(passes=1)(images))
 
 
 def test_passes_without_dropout_are_refused_by_name(engine):
     with pytest.raises(ConfigError, match=r"passes=4 needs dropout, but member 0 \(Unet\) holds none"):
         Engine(engine.ensemble, "cpu", passes=4)
     with pytest.raises(ConfigError, match="passes=4 needs dropout"):
-        engine.with_passes(4)
+        engine.with_options(passes=4)

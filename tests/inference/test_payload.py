@@ -23,7 +23,7 @@ from smp_ensemble.ensembling.member import Member
 from smp_ensemble.exceptions import InputError
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.inference.overlay import draw_overlay
-from smp_ensemble.inference.payload import AVAILABLE_KINDS, answer, check_kind, decide
+from smp_ensemble.inference.payload import answer, check_kind, decide
 from smp_ensemble.typing import KINDS
 
 NAMES = {"binary": ("ground", "roof"), "multiclass": ("red", "green", "blue"), "multilabel": ("red", "green", "blue")}
@@ -206,7 +206,6 @@ def test_the_ensembles_threshold_decides():
     ("params", "message"),
     [
         ({"kind": "masks"}, r"unknown kind 'masks': did you mean 'mask'\? Known: mask, overlay, probabilities, rle"),
-        ({"kind": "uncertainty"}, "unknown kind 'uncertainty'"),
         ({"kind": 3}, "unknown kind '3'"),
         ({"views": "flip"}, "unknown views 'flip'"),
         ({"knid": "mask"}, "unknown param 'knid': did you mean 'kind'"),
@@ -224,8 +223,7 @@ def test_unknown_params_are_refused(binary, params, message):
 
 
 def test_kinds_are_those_of_the_package():
-    assert set(AVAILABLE_KINDS) < set(KINDS)
-    assert [check_kind(kind) for kind in AVAILABLE_KINDS] == list(AVAILABLE_KINDS)
+    assert [check_kind(kind) for kind in KINDS] == list(KINDS)
 
 
 def test_no_views_may_be_said_in_every_way(binary):
