@@ -13,6 +13,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, Tens
 from mlflow.types.schema import AnyType
 
 from smp_ensemble.ensembling import artifact
+from smp_ensemble.ensembling.views import OWN
 from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.inference.payload import DEFAULT_KIND
 from smp_ensemble.registry import nearest
@@ -57,7 +58,7 @@ def signature_of(kind: str, in_channels: int) -> ModelSignature:
     params = ParamSchema(
         [
             ParamSpec("kind", DataType.string, DEFAULT_KIND),
-            ParamSpec("views", DataType.string, "none"),
+            ParamSpec("views", DataType.string, OWN),
             ParamSpec("passes", DataType.long, 1),
         ]
     )

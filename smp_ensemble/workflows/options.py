@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PASSES_HELP = "passes of each member with dropout on, averaged (MC dropout); 1: one pass, dropout off"
+VIEWS_HELP = "test-time views: none, flips, d4, scales:0.75,1,1.25, or a product such as d4+scales:0.75,1"
 
 _TRUE, _FALSE = {"true", "yes", "1", "on"}, {"false", "no", "0", "off"}
 
@@ -205,8 +206,8 @@ class PredictOptions:
     model: str = option("", "any model of ours: models:/name@alias, models:/m-..., or a folder", required=True)
     input: str = option("", "an image, a folder, a glob, or a CSV with a column 'image' or 'name'", required=True)
     output: str = option("predictions", "folder for the results; for kind=rle also a .csv file")
-    kind: str = option("mask", "mask, probabilities, rle or overlay")
-    views: str = option("none", "test-time views")
+    kind: str = option("mask", "mask, probabilities, uncertainty, rle or overlay")
+    views: str = option("own", f"{VIEWS_HELP}; own: the model's")
     passes: int = option(1, PASSES_HELP, parse_positive)
     batch_size: int = option(8, "images in a batch", parse_positive)
     precision: str = option("auto", "Lightning's words (32, bf16-mixed, ...) or auto")
