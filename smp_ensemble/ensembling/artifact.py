@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from smp_ensemble.data.normalization import Normalization
 from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.member import CONFIG_FILE, WEIGHTS_FILE, Member, load_network, save_network
+from smp_ensemble.ensembling.postprocessing import PostProcessing
 from smp_ensemble.ensembling.spec import (
     COMBINER_FILE,
     ENSEMBLE_FILE,
@@ -66,7 +67,15 @@ def write_member(member: Member, folder: Path, *, relative: str = "members/00", 
         (place / TRAINING_IMAGES_FILE).write_text(lines, encoding="utf-8", newline="\n")
         files.append(TRAINING_IMAGES_FILE)
     sha256 = {name: file_sha256(place / name) for name in files}
-    return MemberEntry(relative, member.source, weight, member.normalization.to_dict(), sha256)
+    return MemberEntry(
+        relative,
+        member.source,
+        weight,
+        member.normalization.to_dict(),
+        sha256,
+        member.threshold,
+        member.temperature,
+    )
 
 
 def save_ensemble(ensemble: Ensemble, folder: Path) -> EnsembleSpec:
@@ -114,6 +123,7 @@ def save_ensemble(ensemble: Ensemble, folder: Path) -> EnsembleSpec:
         ensemble.threshold,
         ensemble.reject,
         digest,
+        ensemble.postprocess.to_dict(),
     )
     write_spec(spec, folder)
     return spec
@@ -146,12 +156,14 @@ def _verify_file(path: Path, expected: str) -> None:
 def load_member(folder: Path, entry: MemberEntry) -> Member:
     """Reads one member of an artifact; call `verify` first."""
     images = folder / entry.folder / TRAINING_IMAGES_FILE
-    return Member(
+    member = Member(
         load_network(folder / entry.folder),
         Normalization.from_dict(entry.normalization),
         source=entry.source,
         training_images=images.read_text(encoding="utf-8").split() if TRAINING_IMAGES_FILE in entry.sha256 else None,
     )
+    member.threshold, member.temperature = entry.threshold, entry.temperature
+    return member
 
 
 def load_ensemble(folder: Path) -> Ensemble:
@@ -172,6 +184,7 @@ def load_ensemble(folder: Path) -> Ensemble:
         threshold=spec.threshold,
         reject=spec.reject,
         state=_load_state(folder) if spec.combiner_sha256 is not None else None,
+        postprocess=PostProcessing.from_dict(spec.postprocess),
         class_names=spec.class_names,
     )
 

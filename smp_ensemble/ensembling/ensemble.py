@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from smp_ensemble.architectures import check_network
 from smp_ensemble.ensembling.combiners import TIE, casts_votes, combiner_class, default_reject
+from smp_ensemble.ensembling.postprocessing import PostProcessing
 from smp_ensemble.ensembling.temperature import apply_temperature
 from smp_ensemble.ensembling.views import average_views, check_views, parse_views
 from smp_ensemble.exceptions import ConfigError, NetworkError
@@ -42,6 +43,7 @@ class Ensemble(nn.Module):
         reject: Pixels whose decision does not get more probability (or share of votes) than this are 255 in masks; 0:
             none. None: what the combiner says, 0.5 for `majority`.
         state: What the combiner was fitted to, by name (`stacking`).
+        postprocess: What happens to a mask afterwards: `inference.masks.make_mask` applies it.
         class_names: As in `Task.class_names`; may stay empty for an ensemble that is never saved.
 
     Raises:
@@ -66,6 +68,7 @@ class Ensemble(nn.Module):
         threshold: float = 0.5,
         reject: float | None = None,
         state: Mapping[str, Tensor] | None = None,
+        postprocess: PostProcessing | None = None,
         class_names: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -94,6 +97,7 @@ class Ensemble(nn.Module):
         self.temperature = float(temperature)
         self.threshold = float(threshold)
         self.class_names = tuple(class_names)
+        self.postprocess = postprocess or PostProcessing()
         self.reject = default_reject(self._combiner) if reject is None else float(reject)
         if not 0 <= self.reject < 1:
             raise ConfigError(f"reject must be 0 (no pixel) or below 1, got {reject}")

@@ -32,6 +32,10 @@ class Member(nn.Module):
         source: The tracked snapshot it is, `models:/m-...`; empty: not tracked.
         training_images: Digests of the images it was trained on, for the leak guard; None: unknown.
 
+    Attributes:
+        threshold: What it would use alone: tuned on validation data when it joined an ensemble.
+        temperature: The same. An ensemble is compared with members at their best, not with those it left behind.
+
     Raises:
         NetworkError: The network has an activation or an auxiliary head.
     """
@@ -50,6 +54,8 @@ class Member(nn.Module):
         self.normalization = normalization
         self.source = source
         self.training_images = None if training_images is None else frozenset(training_images)
+        self.threshold = 0.5
+        self.temperature = 1.0
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(N, K, H, W)` of raw images `(N, C, H, W)`; H and W must fit the network's output stride."""

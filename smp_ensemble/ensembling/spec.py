@@ -31,6 +31,8 @@ class MemberEntry:
         weight: In the combination; scale-free.
         normalization: As `Normalization.to_dict` gives it.
         sha256: Of each of its files, by name.
+        threshold: What it would use alone, for comparison.
+        temperature: The same.
     """
 
     folder: str
@@ -38,6 +40,8 @@ class MemberEntry:
     weight: float
     normalization: Mapping[str, Any]
     sha256: Mapping[str, str]
+    threshold: float = 0.5
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,8 @@ def write_spec(spec: EnsembleSpec, folder: Path) -> None:
                 "folder": member.folder,
                 "source": member.source,
                 "weight": member.weight,
+                "threshold": member.threshold,
+                "temperature": member.temperature,
                 "normalization": dict(member.normalization),
                 "sha256": dict(member.sha256),
             }
@@ -140,5 +146,11 @@ def _read_entry(entry: Mapping[str, Any]) -> MemberEntry:
             f"{ENSEMBLE_FILE} lists the files {sorted(sha256)} for '{relative}', expected {sorted(allowed)}"
         )
     return MemberEntry(
-        str(relative), str(entry.get("source", "")), float(entry["weight"]), dict(entry["normalization"]), sha256
+        str(relative),
+        str(entry.get("source", "")),
+        float(entry["weight"]),
+        dict(entry["normalization"]),
+        sha256,
+        float(entry.get("threshold", 0.5)),
+        float(entry.get("temperature", 1.0)),
     )

@@ -98,7 +98,8 @@ def _update(decision: Tensor, target: Tensor, mode: Mode, num_outputs: int) -> C
     return Counts(tp, chosen - tp, positive - tp, valid.sum())
 
 
-def _compute(counts: Counts, task: Task) -> dict[str, Tensor]:
+def scores_of(counts: Counts, task: Task) -> dict[str, Tensor]:
+    """What `SegmentationScores.compute` gives, from counts that were added up elsewhere."""
     tp, fp, fn, valid = counts
     present = ((tp + fp + fn) > 0).tolist()
     iou, dice = tp / (tp + fp + fn), 2 * tp / (2 * tp + fp + fn)
@@ -171,4 +172,4 @@ class SegmentationScores(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """The scores of everything seen so far."""
-        return _compute(Counts(self.tp, self.fp, self.fn, self.valid), self.task)
+        return scores_of(Counts(self.tp, self.fp, self.fn, self.valid), self.task)

@@ -20,7 +20,7 @@ TRAINING, SNAPSHOT, ENSEMBLE, EVALUATION = "training", "snapshot", "ensemble", "
 PLAN = "plan"
 """Several trainings in one call: their runs are its children."""
 
-LOWER_IS_BETTER = frozenset({"loss", "ece", "nll", "brier"})
+LOWER_IS_BETTER = frozenset({"loss", "ece", "nll", "brier", "aurc"})
 
 
 def is_ascending(metric: str) -> bool:

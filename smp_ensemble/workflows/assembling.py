@@ -1,25 +1,38 @@
-"""From tracked snapshots to an ensemble in memory: load, verify, guard, combine, tune the threshold."""
+"""From tracked snapshots to an ensemble in memory: load, verify, guard, combine, and fit on validation data."""
 
 from __future__ import annotations
 
+import logging
+import tempfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
+from smp_ensemble.ensembling.combiners import combiner_class
 from smp_ensemble.ensembling.ensemble import Ensemble
+from smp_ensemble.ensembling.fitting import fit_weights
 from smp_ensemble.ensembling.member import Member
+from smp_ensemble.ensembling.postprocessing import PostProcessing
 from smp_ensemble.ensembling.selection import make_selector
+from smp_ensemble.evaluation.fitting import fit_temperatures, sample_pixels, tune_postprocessing, tune_thresholds
+from smp_ensemble.evaluation.measuring import measure_all
+from smp_ensemble.evaluation.predictions import Predictions
 from smp_ensemble.exceptions import ConfigError, NetworkError
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.precision import choose_device
 from smp_ensemble.tracking.flavor import load_model
+from smp_ensemble.typing import FittedCombiner
+from smp_ensemble.workflows.combining import Combination
 from smp_ensemble.workflows.guards import check_fits, check_leaks, task_of
-from smp_ensemble.workflows.scoring import Score, score
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from smp_ensemble.data.forms import DataSplits
+    from smp_ensemble.evaluation.measurement import Measurement
     from smp_ensemble.typing import Snapshot, Task
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,37 +40,109 @@ class Built:
     """An ensemble with where its members came from.
 
     Attributes:
-        ensemble: With its threshold tuned on validation data.
+        ensemble: With all that was fitted on validation data.
         members: The tracked snapshots, in the members' order.
-        validation: Scores of each member and, last, the ensemble, on validation data.
+        engine: Runs it.
+        validation: What it and its members score on validation data.
     """
 
     ensemble: Ensemble
     members: list[Snapshot]
-    validation: list[Score]
+    engine: Engine
+    validation: Measurement
 
 
 def assemble(
     members: Sequence[Snapshot],
     splits: DataSplits,
+    combination: Combination,
     *,
-    combiner: str = "mean",
-    weights: Sequence[float] | None = None,
+    names: Sequence[str] = (),
     batch_size: int = 8,
     precision: str = "auto",
     accelerator: str = "auto",
 ) -> Built:
-    """Loads and verifies members, guards against leaks, combines them, and tunes the threshold on validation data."""
+    """Loads and verifies members, guards against leaks, and fits what combines them on validation data.
+
+    In this order: weights or a stacker, temperatures, thresholds, post-processing. Members predict once; their
+    predictions wait in a temporary folder. A member whose fitted weight is 0 is left out: it would only cost time.
+
+    Args:
+        members: Tracked snapshots.
+        splits: `val` is what is fitted on; `test` must be unseen too.
+        combination: How to combine.
+        names: Of the members, for people.
+        batch_size: Images at once.
+        precision: Lightning's words, or `auto`.
+        accelerator: `auto`, `cpu`, `cuda` or `mps`.
+
+    Raises:
+        ConfigError: As many weights as members are expected, or post-processing means nothing in this mode.
+        LeakError: A member was trained on validation or test images.
+        NetworkError: Members do not fit each other or the data.
+        IntegrityError: A file of a member is missing or changed.
+    """
     task = splits.task
+    combination.check_mode(task.mode)
+    if isinstance(combination.weights, list | tuple) and len(combination.weights) != len(members):
+        raise ConfigError(
+            f"expected one weight for each of {len(members)} members, got {len(combination.weights)}: "
+            f"{', '.join(f'{weight:g}' for weight in combination.weights)}"
+        )
     loaded = [load_snapshot(member.uri, task) for member in members]
     for what, data in (("validation", splits.val), ("test", splits.test)):
         if data is not None:
             check_leaks(loaded, data, what)
-    combined = Ensemble(loaded, mode=task.mode, combiner=combiner, weights=weights, class_names=task.class_names)
-    engine = Engine(combined, choose_device(accelerator), precision)
-    validation = score(engine, splits.val, batch_size=batch_size, label="validation")
-    combined.threshold = validation[-1].threshold
-    return Built(combined, list(members), validation)
+    found, labels = list(members), list(names) or [member.model_id for member in members]
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Ensemble(loaded, mode=task.mode, views=combination.views, class_names=task.class_names)
+        engine = Engine(plain, choose_device(accelerator), precision)
+        predictions = Predictions(engine, splits.val, batch_size=batch_size, folder=Path(folder), label="validation")
+        weights = combination.weights
+        if combination.wants_fitted_weights:
+            weights = fit_weights(sample_pixels(predictions))
+            kept = [index for index, weight in enumerate(weights) if weight > 0]
+            if len(kept) < len(found):
+                left_out = ", ".join(label for index, label in enumerate(labels) if index not in kept)
+                logger.info("left out, because the fitted weight is 0: %s", left_out)
+            predictions = predictions.of_some(kept)
+            loaded, found = [loaded[index] for index in kept], [found[index] for index in kept]
+            labels, weights = [labels[index] for index in kept], [weights[index] for index in kept]
+        combiner = combiner_class(combination.combiner)
+        state = combiner.fit(sample_pixels(predictions)) if isinstance(combiner, FittedCombiner) else None
+        ensemble = Ensemble(
+            loaded,
+            mode=task.mode,
+            combiner=combination.combiner,
+            weights=weights if not isinstance(weights, str) else None,
+            views=combination.views,
+            reject=combination.reject,
+            state=state,
+            class_names=task.class_names,
+        )
+        predictions = predictions.combined_by(ensemble)
+        _calibrate(predictions, loaded, combination)
+        if combination.postprocess == "auto":
+            ensemble.postprocess = tune_postprocessing(predictions).settings
+        elif isinstance(combination.postprocess, PostProcessing):
+            ensemble.postprocess = combination.postprocess
+        validation = measure_all(predictions, split="val", names=labels)
+    return Built(ensemble, found, predictions.engine, validation)
+
+
+def _calibrate(predictions: Predictions, members: Sequence[Member], combination: Combination) -> None:
+    """Temperatures, then thresholds: of each member alone, and of the ensemble."""
+    ensemble = predictions.ensemble
+    temperatures = [1.0] * (len(members) + 1)
+    if combination.calibrate == "temperature":
+        temperatures = fit_temperatures(predictions)
+    ensemble.temperature = temperatures[-1]
+    thresholds = [0.5] * len(temperatures)
+    if ensemble.mode == "binary":
+        thresholds = tune_thresholds(predictions, temperatures)
+    ensemble.threshold = thresholds[-1]
+    for member, temperature, threshold in zip(members, temperatures, thresholds, strict=False):
+        member.temperature, member.threshold = temperature, threshold
 
 
 def load_snapshot(uri: str, task: Task) -> Member:
@@ -86,10 +171,14 @@ def build_ensemble(
     selector: str = "top-k",
     max_members: int = 5,
     combiner: str = "mean",
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | Literal["fit"] | None = None,
+    reject: float | None = None,
+    views: str | Sequence[str] = "none",
+    calibrate: str = "temperature",
+    postprocess: PostProcessing | Literal["auto"] | None = None,
     precision: str = "auto",
 ) -> Ensemble:
-    """Selects among tracked snapshots and combines them; the threshold is tuned on `data.val` in binary mode.
+    """Selects among tracked snapshots and combines them; what is fitted is fitted on `data.val`.
 
     Args:
         snapshots: Candidates, best first, as `search_snapshots` gives them.
@@ -97,7 +186,11 @@ def build_ensemble(
         selector: Name in the entry-point group `smp_ensemble.selectors`.
         max_members: At most so many.
         combiner: Name in the entry-point group `smp_ensemble.combiners`.
-        weights: One for each member, in the selector's order.
+        weights: One for each member, in the selector's order, or `fit`.
+        reject: Pixels whose decision does not get more probability (or share of votes) are 255 in masks.
+        views: Test-time views: `none`, `flips`, `d4`, `scales:0.75,1,1.25`, or a product such as `d4+scales:1,1.25`.
+        calibrate: `temperature` or `none`.
+        postprocess: Settings; `auto`: chosen on validation data.
         precision: Lightning's words, or `auto`.
 
     Raises:
@@ -105,7 +198,8 @@ def build_ensemble(
         LeakError: A member was trained on validation or test images.
         NetworkError: Members do not fit each other or the data.
     """
+    combination = Combination(combiner, weights, reject, views, calibrate, postprocess or PostProcessing())
     if not snapshots:
         raise ConfigError("expected at least one snapshot, got none: search_snapshots() lists what is tracked")
     members = make_selector(selector)(snapshots, max_members)
-    return assemble(members, data, combiner=combiner, weights=weights, precision=precision).ensemble
+    return assemble(members, data, combination, precision=precision).ensemble

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from smp_ensemble.ensembling.ensemble import Ensemble
+from smp_ensemble.evaluation.scoring import Meter, measure, pooled
 from smp_ensemble.exceptions import LeakError
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.precision import choose_device
 from smp_ensemble.workflows.assembling import load_snapshot
 from smp_ensemble.workflows.guards import check_leaks
-from smp_ensemble.workflows.scoring import DEFAULT_THRESHOLD, Meter, Score, measure, pooled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from smp_ensemble.data.datasets import SegmentationDataset
+    from smp_ensemble.evaluation.measurement import Score
     from smp_ensemble.typing import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -64,8 +65,7 @@ def score_left_out(
         return None
     ensemble = Ensemble(members, mode=task.mode, class_names=task.class_names)
     engine = Engine(ensemble, choose_device(accelerator), precision)
-    thresholds = [DEFAULT_THRESHOLD] * (len(members) + 1)
-    meters = measure(engine, data, batch_size=batch_size, thresholds=thresholds, label="left-out")
+    meters = measure(engine, data, batch_size=batch_size, label="left-out")
     *alone, combined = [_named(meter.score()) for meter in meters]
     return LeftOutScores(alone, combined, meters[-1])
 

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import logging
-import tempfile
+import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from smp_ensemble.ensembling.ensemble import Ensemble
+from smp_ensemble.ensembling.member import Member
 from smp_ensemble.ensembling.selection import make_selector
+from smp_ensemble.evaluation.measuring import measure_all
+from smp_ensemble.evaluation.predictions import Predictions
 from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.inference.engine import Engine
-from smp_ensemble.inference.payload import decide
-from smp_ensemble.precision import choose_device
 from smp_ensemble.tracking import names
 from smp_ensemble.tracking.candidates import find_candidates
 from smp_ensemble.tracking.flavor import log_model, register
-from smp_ensemble.tracking.report import draw_overlay_sheet, truth_for_overlay
 from smp_ensemble.tracking.runs import TrackedRun, tracked_run
 from smp_ensemble.tracking.search import first_experiment
-from smp_ensemble.training.previews import preview_indices
 from smp_ensemble.workflows.assembling import Built, assemble
+from smp_ensemble.workflows.combining import combination_of
+from smp_ensemble.workflows.reporting import REPORT_FOLDER, log_overlays, log_report
 from smp_ensemble.workflows.results import Report
-from smp_ensemble.workflows.scoring import Score, score
 from smp_ensemble.workflows.train import load_splits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from smp_ensemble.data.forms import DataSplits
+    from smp_ensemble.evaluation.measurement import Measurement, Score
     from smp_ensemble.typing import Snapshot
     from smp_ensemble.workflows.options import EnsembleOptions
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,9 +43,9 @@ class EnsembleResult:
         registered: `name/version` where it was registered.
         alias: Where one was given.
         members: The tracked snapshots.
-        weights: One for each member.
-        validation: Scores of each member and, last, the ensemble; each at its own best threshold (binary mode).
-        test: The same thresholds on test data; None without test data.
+        ensemble: As it was logged.
+        validation: What it and its members score on validation data, each with its own threshold and temperature.
+        test: The same thresholds and temperatures on test data; None without test data.
     """
 
     uri: str
@@ -56,14 +53,14 @@ class EnsembleResult:
     registered: str | None
     alias: str | None
     members: list[Snapshot]
-    weights: Sequence[float]
-    validation: list[Score]
-    test: list[Score] | None
+    ensemble: Ensemble
+    validation: Measurement
+    test: Measurement | None
 
     @property
     def best_member(self) -> int:
         """The member with the best validation IoU: chosen without looking at test data."""
-        return best_index(self.validation[:-1])
+        return best_index(self.validation)
 
     @property
     def load_uri(self) -> str:
@@ -76,22 +73,26 @@ class EnsembleResult:
     def report(self) -> Report:
         """The table of members, the best single one and the ensemble."""
         labels = [
-            f"{member.model_id[:12]} ({_place(member, self.members)})"
-            + (" best single" if index == self.best_member else "")
-            for index, member in enumerate(self.members)
+            label + (" best single" if index == self.best_member else "")
+            for index, label in enumerate(labels_of(self.members))
         ]
+        validation = scores_of(self.validation)
+        test = scores_of(self.test) if self.test is not None else None
+        weights = self.ensemble.weights
         rows = []
         for index, label in enumerate([*labels, "ensemble"]):
-            found = self.validation[index]
+            found = validation[index]
             row = {
                 "member": label,
-                "weight": float(self.weights[index]) if index < len(self.weights) else None,
+                "weight": weights[index] if index < len(weights) and self.ensemble.combiner != "stacking" else None,
                 "threshold": round(found.threshold, 3),
                 "val IoU": found.metrics["iou"],
                 "val ECE": found.metrics["ece"],
             }
-            if self.test is not None:
-                row |= {"test IoU": self.test[index].metrics["iou"], "test ECE": self.test[index].metrics["ece"]}
+            if test is not None:
+                row |= {"test IoU": test[index].metrics["iou"], "test ECE": test[index].metrics["ece"]}
+            if self.ensemble.reject:
+                row["coverage"] = (test or validation)[index].metrics["coverage"]
             rows.append(row)
         values = {
             "uri": self.uri,
@@ -99,13 +100,30 @@ class EnsembleResult:
             "registered": self.registered,
             "load": self.load_uri,
             "members": [member.uri for member in self.members],
-            "weights": list(self.weights),
+            "weights": list(weights),
+            "temperature": self.ensemble.temperature,
+            "postprocess": self.ensemble.postprocess.to_dict(),
             "best_member": self.members[self.best_member].uri,
-            "val": [one.metrics for one in self.validation],
-            "test": [one.metrics for one in self.test] if self.test is not None else None,
-            "thresholds": [one.threshold for one in self.validation],
+            "val": [one.metrics for one in validation],
+            "test": [one.metrics for one in test] if test is not None else None,
+            "thresholds": [one.threshold for one in validation],
         }
-        return Report(values, rows, [f'model = mlflow.pyfunc.load_model("{self.load_uri}")'])
+        notes = [
+            f"report: {REPORT_FOLDER}/report.html in run {self.run_id}",
+            f'model = mlflow.pyfunc.load_model("{self.load_uri}")',
+        ]
+        return Report(values, rows, notes)
+
+
+def scores_of(measurement: Measurement) -> list[Score]:
+    """Of each member and, last, of the ensemble; an ensemble of one is its own member."""
+    members = measurement.members or [measurement.ensemble]
+    return [one.score for one in (*members, measurement.ensemble)]
+
+
+def labels_of(members: Sequence[Snapshot]) -> list[str]:
+    """What people call each member: the start of its id, and where in which training it was taken."""
+    return [f"{member.model_id[:12]} ({_place(member, members)})" for member in members]
 
 
 def _place(member: Snapshot, members: Sequence[Snapshot]) -> str:
@@ -118,8 +136,9 @@ def _place(member: Snapshot, members: Sequence[Snapshot]) -> str:
     return f"{''.join(parts)}step {member.step}"
 
 
-def best_index(scores: Sequence[Score]) -> int:
-    """The index of the best IoU; the first of equals."""
+def best_index(measurement: Measurement) -> int:
+    """The member with the best IoU; the first of equals."""
+    scores = scores_of(measurement)[:-1]
     return max(range(len(scores)), key=lambda index: (scores[index].metrics["iou"], -index))
 
 
@@ -143,9 +162,10 @@ def ensemble(
         LeakError: A member was trained on validation or test images.
         NetworkError: Members do not fit each other or the data.
     """
-    splits = splits or load_splits(options)
+    combination = combination_of(options)
     if options.alias and not options.register_as:
         raise ConfigError(f"alias={options.alias} needs a registered model: pass register-as=NAME too")
+    splits = splits or load_splits(options)
     if snapshots is None:
         snapshots = find_candidates(
             where=options.where,
@@ -155,103 +175,89 @@ def ensemble(
             dataset_digest=splits.val.digest,
         )
     members = make_selector(options.selector)(snapshots, options.max_members)
-    weights = _weights(options.weights, len(members))
     built = assemble(
         members,
         splits,
-        combiner=options.combiner,
-        weights=weights,
+        combination,
+        names=labels_of(members),
         batch_size=options.batch_size,
         precision=options.precision,
         accelerator=options.accelerator,
     )
-    engine = Engine(built.ensemble, choose_device(options.accelerator), options.precision)
     test = None
     if splits.test is not None:
-        thresholds = [one.threshold for one in built.validation]
-        test = score(engine, splits.test, batch_size=options.batch_size, thresholds=thresholds, label="test")
+        predictions = Predictions(built.engine, splits.test, batch_size=options.batch_size, label="test")
+        test = measure_all(predictions, split="test", names=labels_of(built.members))
     # `where` may span experiments; the ensemble's own run belongs to the first.
     experiment = first_experiment(options.experiment)
     with tracked_run(names.ENSEMBLE, experiment=experiment, parent_run_id=parent_run_id) as run:
-        uri = _track(run, built, options, splits, test, engine)
+        uri = _track(run, built, options, splits, test)
         registered = None
         if options.register_as:
             registered = f"{options.register_as}/{register(uri, options.register_as, options.alias)}"
     return EnsembleResult(
-        uri, run.run_id, registered, options.alias, members, built.ensemble.weights, built.validation, test
+        uri, run.run_id, registered, options.alias, built.members, built.ensemble, built.validation, test
     )
-
-
-def _weights(text: str | None, members: int) -> list[float] | None:
-    if not text:
-        return None
-    try:
-        weights = [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"expected weights as numbers separated by commas, got '{text}'") from error
-    if len(weights) != members:
-        raise ConfigError(f"expected one weight for each of {members} members, got {len(weights)}: '{text}'")
-    return weights
 
 
 def _track(
-    run: TrackedRun,
-    built: Built,
-    options: EnsembleOptions,
-    splits: DataSplits,
-    test: list[Score] | None,
-    engine: Engine,
+    run: TrackedRun, built: Built, options: EnsembleOptions, splits: DataSplits, test: Measurement | None
 ) -> str:
-    best = best_index(built.validation[:-1])
-    task = splits.task
-    run.log_params(
-        {
-            "mode": task.mode,
-            "combiner": options.combiner,
-            "selector": options.selector,
-            "where": options.where,
-            "pick": options.pick,
-            "members": ",".join(member.model_id for member in built.members),
-            "weights": ",".join(f"{weight:g}" for weight in built.ensemble.weights),
-            "threshold": built.ensemble.threshold,
-            "data": options.data,
-        }
-    )
+    run.log_params(_params(built, options))
+    ensemble, best = built.ensemble, best_index(built.validation)
     uri = log_model(
-        built.ensemble,
+        ensemble,
         "ensemble",
         run_id=run.run_id,
-        params={"mode": task.mode, "combiner": options.combiner, "members": str(len(built.members))},
+        params={"mode": ensemble.mode, "combiner": ensemble.combiner, "members": str(len(built.members))},
     )
     model_id = uri.removeprefix("models:/")
-    for prefix, data, scores in (("val", splits.val, built.validation), ("test", splits.test, test)):
-        if data is None or scores is None:
+    for prefix, data, measurement in (("val", splits.val, built.validation), ("test", splits.test, test)):
+        if data is None or measurement is None:
             continue
+        scores = scores_of(measurement)
         reference = data.reference()
         run.log_dataset(reference, "validation" if prefix == "val" else "test")
         own = {f"{prefix}_{name}": value for name, value in scores[-1].metrics.items()}
         run.log_metrics(own, model_id=model_id, dataset=reference)
         run.log_metrics({f"best_member_{prefix}_{name}": value for name, value in scores[best].metrics.items()})
-    _log_overlays(run, built, splits, engine, best)
+    shown, measurement = (splits.test, test) if splits.test is not None else (splits.val, built.validation)
+    assert measurement is not None
+    log_overlays(run, shown, {"best member": _alone(built, best), "ensemble": built.engine})
+    notes = [f"{key}: {value}" for key, value in _params(built, options).items() if value not in {"", None}]
+    log_report(run, measurement, shown, built.engine, title=f"Ensemble of {len(built.members)}", notes=notes)
     return uri
 
 
-def _log_overlays(run: TrackedRun, built: Built, splits: DataSplits, engine: Engine, best: int) -> None:
-    """One sheet: ground truth, the best member and the ensemble, on test images where there are some."""
-    data = splits.test if splits.test is not None else splits.val
-    pairs = [data.read(index) for index in preview_indices(data)]
-    images = [image for image, _ in pairs]
+def _params(built: Built, options: EnsembleOptions) -> dict[str, Any]:
+    ensemble = built.ensemble
+    return {
+        "mode": ensemble.mode,
+        "combiner": ensemble.combiner,
+        "selector": options.selector,
+        "where": options.where,
+        "pick": options.pick,
+        "members": ",".join(member.model_id for member in built.members),
+        "weights": ",".join(f"{weight:.4g}" for weight in ensemble.weights),
+        "views": "+".join(ensemble.views),
+        "temperature": ensemble.temperature,
+        "threshold": ensemble.threshold,
+        "reject": ensemble.reject,
+        "postprocess": json.dumps(ensemble.postprocess.to_dict()) if ensemble.postprocess.active else "",
+        "data": options.data,
+    }
+
+
+def _alone(built: Built, index: int) -> Engine:
+    """One member as it would be served alone."""
+    member = built.ensemble.members[index]
+    assert isinstance(member, Member)
     single = Ensemble(
-        [engine.ensemble.members[best]],
+        [member],
         mode=built.ensemble.mode,
-        threshold=built.validation[best].threshold,
+        views=built.ensemble.views,
+        temperature=member.temperature,
+        threshold=member.threshold,
         class_names=built.ensemble.class_names,
     )
-    columns = {"ground truth": [truth_for_overlay(mask, data.task) for _, mask in pairs]}
-    for heading, model in (("best member", single), ("ensemble", built.ensemble)):
-        predictor = Engine(model, engine.device, engine.precision)
-        columns[heading] = [decide(model, probabilities) for probabilities in predictor.predict(images)]
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "overlays.png"
-        draw_overlay_sheet(images, columns, data.task, path)
-        run.log_file(path)
+    return Engine(single, built.engine.device, built.engine.precision)

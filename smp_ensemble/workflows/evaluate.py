@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smp_ensemble.ensembling.member import Member
+from smp_ensemble.evaluation.measuring import measure_all
+from smp_ensemble.evaluation.predictions import Predictions
 from smp_ensemble.inference.engine import Engine
-from smp_ensemble.inference.payload import decide
 from smp_ensemble.precision import choose_device
 from smp_ensemble.tracking import names
 from smp_ensemble.tracking.flavor import load_model
-from smp_ensemble.tracking.report import draw_overlay_sheet, truth_for_overlay
 from smp_ensemble.tracking.runs import tracked_run
-from smp_ensemble.training.previews import preview_indices
 from smp_ensemble.workflows.guards import check_fits, check_leaks, task_of
+from smp_ensemble.workflows.reporting import REPORT_FOLDER, log_overlays, log_report
 from smp_ensemble.workflows.results import Report
-from smp_ensemble.workflows.scoring import Score, score
 from smp_ensemble.workflows.train import load_splits
 
 if TYPE_CHECKING:
+    from smp_ensemble.evaluation.measurement import Measurement
     from smp_ensemble.workflows.options import EvaluateOptions
 
 
@@ -33,37 +31,45 @@ class Evaluation:
         model: Its address.
         run_id: The run that keeps the scores.
         split: Which split.
-        scores: Of each member and, last, of the model, all at the model's own threshold.
+        measurement: Of it and its members; members with the threshold and temperature that they would have alone.
     """
 
     model: str
     run_id: str
     split: str
-    scores: list[Score]
+    measurement: Measurement
 
     def report(self) -> Report:
         """The table of scores."""
-        members = len(self.scores) - 1
-        labels = [f"member {index}" for index in range(members)] if members > 1 else []
-        shown = [*self.scores[:members], self.scores[-1]] if members > 1 else self.scores[-1:]
+        found = self.measurement
         rows = [
-            {"model": label, f"{self.split} IoU": found.metrics["iou"], "Dice": found.metrics["dice"],
-             "ECE": found.metrics["ece"], "NLL": found.metrics["nll"]}
-            for label, found in zip([*labels, self.model], shown, strict=True)
-        ]  # fmt: skip
+            {
+                "model": self.model if one is found.ensemble else one.name,
+                f"{self.split} IoU": one.score.metrics["iou"],
+                "Dice": one.score.metrics["dice"],
+                "boundary IoU": one.score.metrics["boundary_iou"],
+                "ECE": one.score.metrics["ece"],
+                "NLL": one.score.metrics["nll"],
+                "AURC": one.score.metrics["aurc"],
+            }
+            for one in found.models
+        ]
+        if found.ensemble.score.metrics["coverage"] < 1:
+            for row, one in zip(rows, found.models, strict=True):
+                row["coverage"] = one.score.metrics["coverage"]
         values = {
             "model": self.model,
             "run_id": self.run_id,
             "split": self.split,
-            "threshold": self.scores[-1].threshold,
-            "metrics": self.scores[-1].metrics,
-            "members": [found.metrics for found in self.scores[:-1]],
+            "threshold": found.ensemble.score.threshold,
+            "metrics": found.ensemble.score.metrics,
+            "members": [one.score.metrics for one in found.members],
         }
-        return Report(values, rows, [f"run {self.run_id}"])
+        return Report(values, rows, [f"report: {REPORT_FOLDER}/report.html in run {self.run_id}"])
 
 
 def evaluate(options: EvaluateOptions) -> Evaluation:
-    """Scores a model and leaves metrics and overlays in a run of their own.
+    """Scores a model and leaves metrics, a report and overlays in a run of their own.
 
     Raises:
         ConfigError: No such model or split, or several passes of a model without dropout.
@@ -76,9 +82,10 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     data = load_splits(options).split(options.split)
     check_fits(options.model, task_of(loaded), data.task)
     check_leaks(members, data, options.split)
-    engine = Engine(loaded, choose_device(options.accelerator), options.precision, options.passes)
-    thresholds = [loaded.threshold] * (len(members) + 1)
-    scores = score(engine, data, batch_size=options.batch_size, thresholds=thresholds, label=options.split)
+    engine = Engine(loaded, choose_device(options.accelerator), options.precision, options.passes, options.views)
+    predictions = Predictions(engine, data, batch_size=options.batch_size, label=options.split)
+    labels = [member.source.removeprefix("models:/")[:12] or f"member {index}" for index, member in enumerate(members)]
+    measurement = measure_all(predictions, split=options.split, names=labels)
     with tracked_run(names.EVALUATION, experiment=options.experiment) as run:
         run.log_params(
             {
@@ -86,19 +93,15 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
                 "data": options.data,
                 "split": options.split,
                 "fold": options.fold,
+                "views": "+".join(engine.views),
                 "passes": options.passes,
             }
         )
         reference = data.reference()
         run.log_dataset(reference, options.split)
         prefix = options.split.replace("-", "_")
-        run.log_metrics({f"{prefix}_{name}": value for name, value in scores[-1].metrics.items()}, dataset=reference)
-        pairs = [data.read(index) for index in preview_indices(data)]
-        images_shown = [image for image, _ in pairs]
-        masks = [decide(loaded, probabilities) for probabilities in engine.predict(images_shown)]
-        truths = [truth_for_overlay(mask, data.task) for _, mask in pairs]
-        with tempfile.TemporaryDirectory() as name:
-            path = Path(name) / "overlays.png"
-            draw_overlay_sheet(images_shown, {"ground truth": truths, "prediction": masks}, data.task, path)
-            run.log_file(path)
-    return Evaluation(options.model, run.run_id, options.split, scores)
+        own = measurement.ensemble.score.metrics
+        run.log_metrics({f"{prefix}_{name}": value for name, value in own.items()}, dataset=reference)
+        log_overlays(run, data, {"prediction": engine})
+        log_report(run, measurement, data, engine, title=f"Evaluation of {options.model}")
+    return Evaluation(options.model, run.run_id, options.split, measurement)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.member import Member
+from smp_ensemble.evaluation.scoring import score
 from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.precision import choose_device
@@ -14,7 +15,6 @@ from smp_ensemble.tracking.store import MlflowStore
 from smp_ensemble.typing import SnapshotRecord
 from smp_ensemble.workflows.checkpoints import find_checkpoints, load_checkpoint
 from smp_ensemble.workflows.results import Report
-from smp_ensemble.workflows.scoring import score
 from smp_ensemble.workflows.starting import describe_network, normalization_for
 from smp_ensemble.workflows.train import load_splits, pick_advice
 
@@ -53,7 +53,7 @@ def import_checkpoints(options: ImportOptions) -> Report:
         for index, (path, network) in enumerate(zip(files, networks, strict=True), 1):
             member = Ensemble([Member(network, normalization)], mode=task.mode)
             engine = Engine(member, choose_device(options.accelerator), options.precision)
-            found = score(engine, splits.val, batch_size=options.batch_size, thresholds=[0.5, 0.5], label=path.name)
+            found = score(engine, splits.val, batch_size=options.batch_size, label=path.name)
             store.save_snapshot(
                 SnapshotRecord(
                     network=network,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from smp_ensemble.workflows.combining import combination_of
 from smp_ensemble.workflows.ensemble import EnsembleResult, ensemble
 from smp_ensemble.workflows.results import Report
 from smp_ensemble.workflows.train import TrainResult, train
@@ -33,6 +34,7 @@ def main(options: MainOptions) -> MainResult:
 
     All trainings of a plan are scored on one validation set, so their snapshots are ranked together.
     """
+    combination_of(options)  # an unknown word is found now, not after the training
     training = train(options)
     asked = bool(options.where.strip() or options.pick.strip())
     ranked = sorted(training.snapshots, key=lambda snapshot: -snapshot.metrics.get("val_iou", float("-inf")))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PASSES_HELP = "passes of each member with dropout on, averaged (MC dropout); 1: one pass, dropout off"
+
 VIEWS_HELP = "test-time views: none, flips, d4, scales:0.75,1,1.25, or a product such as d4+scales:0.75,1"
 
 _TRUE, _FALSE = {"true", "yes", "1", "on"}, {"false", "no", "0", "off"}
@@ -154,8 +155,27 @@ class EnsembleOptions(DataOptions):
     metric: str = option("val_iou", "ranks the candidates")
     selector: str = option("top-k", "which candidates join: top-k, last or all")
     max_members: int = option(5, "at most so many members", parse_positive)
-    combiner: str = option("mean", "how member probabilities become one")
-    weights: str | None = option(None, "weight of each member, separated by commas, best first", str)
+    combiner: str = option(
+        "mean",
+        "how member probabilities become one: mean, weighted (weights fitted on validation data), geometric, vote, "
+        "majority (a vote that rejects pixels without one), stacking, or a plugin's (docs/combining.md)",
+    )
+    weights: str | None = option(
+        None, "weight of each member, separated by commas, best first; fit: on validation data", str
+    )
+    reject: float | None = option(
+        None,
+        "pixels whose decision gets no more probability (or share of votes) than this become 255; by default none, "
+        "and 0.5 with combiner=majority",
+        float,
+    )
+    views: str = option("none", VIEWS_HELP)
+    calibrate: str = option("temperature", "temperature (fitted on validation data by log-loss), or none")
+    postprocess: str = option(
+        "none",
+        'none, auto (tuned on validation data), or JSON such as {"min_area": 64, "max_hole": 32} '
+        "(docs/postprocessing.md)",
+    )
     batch_size: int = option(8, "images in a batch", parse_positive)
     precision: str = option("auto", "Lightning's words (32, bf16-mixed, ...) or auto")
     accelerator: str = option("auto", "auto, cpu, cuda or mps")
@@ -192,6 +212,7 @@ class EvaluateOptions(PartOptions):
 
     model: str = option("", "any model of ours: models:/name@alias, models:/m-..., or a folder", required=True)
     split: str = option("test", "train, val or test; left-out: the images of --fold")
+    views: str = option("own", f"{VIEWS_HELP}; own: the model's")
     passes: int = option(1, PASSES_HELP, parse_positive)
     batch_size: int = option(8, "images in a batch", parse_positive)
     precision: str = option("auto", "Lightning's words (32, bf16-mixed, ...) or auto")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.member import Member
+from smp_ensemble.evaluation.scoring import score
 from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.precision import choose_device, resolve_precision
@@ -21,7 +22,6 @@ from smp_ensemble.typing import SnapshotRecord
 from smp_ensemble.workflows.assembling import load_snapshot
 from smp_ensemble.workflows.ingredients import SOUP, Ingredient, find_ingredients, share_encoder
 from smp_ensemble.workflows.results import Report
-from smp_ensemble.workflows.scoring import DEFAULT_THRESHOLD, Score, score
 from smp_ensemble.workflows.starting import describe_network
 from smp_ensemble.workflows.train import load_splits
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from smp_ensemble.data.forms import DataSplits
+    from smp_ensemble.evaluation.measurement import Score
     from smp_ensemble.typing import Snapshot, Task
     from smp_ensemble.workflows.options import SoupOptions
 
@@ -126,7 +127,6 @@ class _Judge:
             engine,
             self._splits.val,
             batch_size=options.batch_size,
-            thresholds=[DEFAULT_THRESHOLD] * 2,
             label=f"soup of {len(kept)}",
         )
         self.scores[kept] = found[-1]

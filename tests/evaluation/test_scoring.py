@@ -19,7 +19,7 @@ from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.inference import engine as engine_module
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.typing import IGNORE_INDEX
-from smp_ensemble.workflows.scoring import measure, pooled, score
+from smp_ensemble.evaluation.scoring import measure, pooled, score
 
 if TYPE_CHECKING:
     from smp_ensemble.data.datasets import SegmentationDataset
