@@ -51,15 +51,11 @@ def make_engine(member: Member, count: int, views: str) -> Engine:
 @pytest.mark.parametrize("views", ["none", "d4"])
 @pytest.mark.parametrize("what", ["probabilities", "uncertainty"])
 def test_twenty_members_need_the_memory_of_two(member, peak_bytes, views, what):
-    images = torch.zeros(4, 3, 64, 48, dtype=torch.uint8)
-    arrays = list(images.permute(0, 2, 3, 1).numpy())
+    images = [np.zeros((64, 48, 3), np.uint8)] * 4
     peaks = {}
     for count in (2, 20):
         engine = make_engine(member, count, views)
-        run = (
-            (lambda engine=engine: engine(images)) if what == "probabilities" else (lambda: engine.uncertainty(arrays))
-        )
-        peaks[count] = peak_bytes(run)
+        peaks[count] = peak_bytes(partial(engine.predict if what == "probabilities" else engine.uncertainty, images))
     print(f"{what}, views {views}: {peaks[2] / 1e6:.2f} MB with 2 members, {peaks[20] / 1e6:.2f} MB with 20")
     assert peaks[20] <= 1.1 * peaks[2]
 
