@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,32 @@ def test_probabilities_read_back(tmp_path):
     found = np.load(tmp_path / "a.npy", allow_pickle=False)
     assert found.dtype == np.float32
     assert np.array_equal(found, probabilities)
+
+
+def test_uncertainty_is_maps_a_heat_map_and_a_table(tmp_path):
+    maps = np.random.default_rng(0).random((2, 3, 4, 5), dtype=np.float32)
+    maps[0, 0], maps[1, 0] = 0.0, math.log(5)
+    images = [InputImage(name, Path("photos") / name) for name in ("sub/b.01.jpg", "a.png")]
+    writer = FileWriter(tmp_path / "out", "uncertainty", images, max_entropy=math.log(5))
+    for image, one in zip(images, maps, strict=True):
+        writer.write(image, one)
+    assert writer.close() == tmp_path / "out"
+    for name, one, colour in (("sub/b.01", maps[0], (68, 1, 84)), ("a", maps[1], (253, 231, 37))):
+        assert np.array_equal(np.load(tmp_path / "out" / f"{name}.npy", allow_pickle=False), one)
+        picture = read_png(tmp_path / "out" / f"{name}.png")
+        assert picture.shape == (4, 5, 3)
+        assert (picture == colour).all()
+    table = pd.read_csv(tmp_path / "out" / "uncertainty.csv")
+    assert list(table.columns) == ["name", "entropy", "mutual_information", "variation_ratio"]
+    assert table["name"].tolist() == ["sub/b.01.jpg", "a.png"]
+    expected = maps.astype(np.float64).mean(axis=(2, 3))
+    np.testing.assert_allclose(table.iloc[:, 1:].to_numpy(), expected, rtol=1e-12)
+
+
+def test_a_heat_map_never_replaces_an_image(tmp_path):
+    make(tmp_path, "a.png")
+    with pytest.raises(InputError, match="would be overwritten"):
+        FileWriter(tmp_path, "uncertainty", find_images(str(tmp_path)))
 
 
 @pytest.mark.parametrize("output", ["out", "out/submission.csv"])

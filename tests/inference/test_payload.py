@@ -226,9 +226,54 @@ def test_kinds_are_those_of_the_package():
     assert [check_kind(kind) for kind in KINDS] == list(KINDS)
 
 
-def test_no_views_may_be_said_in_every_way(binary):
-    for views in (None, "", "none"):
-        assert answer(binary, make_images(), {"views": views}).shape == (3, 5, 7)
+@pytest.fixture(scope="module")
+def blurry() -> Ensemble:
+    """Its views differ: a convolution that is not symmetric, and d4 as its own."""
+    torch.manual_seed(0)
+    members = [Member(nn.Conv2d(3, 1, 3, padding=1), Normalization("none", [0.0] * 3, [1.0] * 3)) for _ in range(2)]
+    return Ensemble(members, mode="binary", class_names=NAMES["binary"], views="d4")
+
+
+def test_views_are_the_models_own_unless_others_are_asked_for(blurry):
+    engine, images = Engine(blurry, "cpu", "32"), make_images()
+    expected = {views: np.stack(Engine(blurry, "cpu", "32", views=views).predict(images)) for views in ("none", "d4")}
+    assert not np.allclose(expected["none"], expected["d4"])
+    for views, name in ((None, "d4"), ("", "d4"), ("own", "d4"), ("d4", "d4"), ("none", "none"), ("none+none", None)):
+        if name is None:
+            with pytest.raises(InputError, match="name 'none' twice"):
+                answer(engine, images, {"views": views})
+        else:
+            found = answer(engine, images, {"kind": "probabilities", "views": views})
+            assert np.array_equal(found, expected[name])
+    assert np.array_equal(answer(engine, images, {"kind": "probabilities"}), expected["d4"])
+
+
+def test_uncertainty_is_the_engines(blurry):
+    engine, images = Engine(blurry, "cpu", "32"), make_images()
+    found = answer(engine, images, {"kind": "uncertainty"})
+    assert (found.dtype, found.shape) == (np.float32, (3, 3, 5, 7))
+    assert np.array_equal(found, np.stack(engine.uncertainty(list(images))))
+    plain = answer(engine, images, {"kind": "uncertainty", "views": "none"})
+    assert np.array_equal(plain, np.stack(Engine(blurry, "cpu", "32", views="none").uncertainty(list(images))))
+    assert plain[:, 1].mean() > 0
+    mixed = answer(engine, [images[0], images[1][:4]], {"kind": "uncertainty"})
+    assert [one.shape for one in mixed] == [(3, 5, 7), (3, 4, 7)]
+
+
+def test_uncertainty_in_a_frame_has_its_means_beside_it(blurry):
+    engine, images = Engine(blurry, "cpu", "32"), make_images()
+    data = pd.DataFrame({"image": [encode(image) for image in images]}, index=[3, 1, 2])
+    found = answer(engine, data, {"kind": "uncertainty"})
+    assert list(found.columns) == ["uncertainty", "entropy", "mutual_information", "variation_ratio"]
+    assert list(found.index) == [3, 1, 2]
+    maps = answer(engine, images, {"kind": "uncertainty"})
+    for text, expected in zip(found["uncertainty"], maps, strict=True):
+        decoded = np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False)
+        assert decoded.dtype == np.float32
+        assert np.array_equal(decoded, expected)
+    np.testing.assert_allclose(found.iloc[:, 1:].to_numpy(), maps.astype(np.float64).mean(axis=(2, 3)), rtol=1e-12)
+    rows = json.loads(json.dumps(found.to_dict("records")))
+    assert [row["entropy"] for row in rows] == found["entropy"].tolist()
 
 
 def test_passes_are_those_of_the_engine_and_leave_it_as_it_is():

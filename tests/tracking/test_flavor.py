@@ -17,6 +17,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 from mlflow.exceptions import MlflowException
+from mlflow.pyfunc.scoring_server import predictions_to_json
 from PIL import Image
 
 from smp_ensemble.data.normalization import imagenet
@@ -129,6 +130,47 @@ def test_passes_of_a_loaded_model_repeat(make_tiny_network, images, tmp_path):
     assert np.array_equal(found[1], expected)
     plain = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(images, params={"kind": "probabilities"})
     assert not np.array_equal(plain, expected)
+
+
+def test_views_of_a_loaded_model_are_its_own_unless_others_are_asked_for(make_tiny_network, images, tmp_path):
+    member = Member(make_tiny_network(1), imagenet())
+    turning = Ensemble([member], mode="binary", class_names=("background", "roof"), views="flips+scales:0.75,1")
+    save_model(turning, tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "ensemble.json").read_text())["views"] == ["flips", "scales:0.75,1"]
+    assert load_model(str(tmp_path / "model")).views == turning.views
+    model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    for params in ({}, {"views": "own"}, {"views": "none"}, {"views": "d4"}):
+        expected = Engine(turning, views=params.get("views")).predict(list(images))
+        found = model.predict(images, params={"kind": "probabilities", **params})
+        assert np.array_equal(found, np.stack(expected))
+
+
+def test_uncertainty_can_be_served(ensemble, images, tmp_path):
+    save_model(ensemble, tmp_path / "model")
+    model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    expected = np.stack(Engine(ensemble).uncertainty(list(images)))
+    found = model.predict(images, params={"kind": "uncertainty"})
+    assert (found.dtype, found.shape) == (np.float32, (2, 3, 21, 34))
+    assert np.array_equal(found, expected)
+    assert found[:, 1].max() > 0  # two members do not agree
+    answers = {}
+    for name, data in (("array", images), ("frame", as_frame(images))):
+        text = io.StringIO()
+        predictions_to_json(model.predict(data, params={"kind": "uncertainty"}), text)
+        answers[name] = json.loads(text.getvalue())["predictions"]
+    np.testing.assert_allclose(answers["array"], expected, rtol=1e-6)
+    for row, maps in zip(answers["frame"], expected, strict=True):
+        decoded = np.load(io.BytesIO(base64.b64decode(row["uncertainty"])), allow_pickle=False)
+        assert np.array_equal(decoded, maps)
+        means = [row[name] for name in ("entropy", "mutual_information", "variation_ratio")]
+        np.testing.assert_allclose(means, maps.astype(np.float64).mean(axis=(1, 2)), rtol=1e-6)
+
+
+def as_frame(images: np.ndarray) -> pd.DataFrame:
+    buffers = [io.BytesIO() for _ in images]
+    for image, buffer in zip(images, buffers, strict=True):
+        Image.fromarray(image).save(buffer, format="PNG")
+    return pd.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode() for buffer in buffers]})
 
 
 @pytest.mark.parametrize("signature", ["arrays", "images"])

@@ -1,8 +1,9 @@
-"""`predict` and `evaluate` with Monte Carlo dropout: what the engine gives, and an error where there is no dropout."""
+"""`predict` and `evaluate`: views, uncertainty and passes are the engine's, and an error where there is no dropout."""
 
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +13,7 @@ from smp_ensemble.data.normalization import imagenet
 from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.member import Member
 from smp_ensemble.inference.engine import Engine
+from smp_ensemble.inference.uncertainty import draw_heatmap
 from smp_ensemble.tracking.flavor import load_model, save_model
 
 
@@ -40,6 +42,57 @@ def test_predict_averages_passes(command, models):
         expected = Engine(ensemble, "cpu", "32", passes=passes)(torch.from_numpy(image.transpose(2, 0, 1).copy())[None])
         assert np.array_equal(probabilities, expected[0].numpy())
     assert not np.array_equal(found[1], found[5])
+
+
+@pytest.fixture
+def turning(make_tiny_network, tmp_path):
+    """A saved model of two members with views of its own, and two images."""
+    members = [Member(make_tiny_network(seed), imagenet()) for seed in (1, 2)]
+    ensemble = Ensemble(members, mode="binary", class_names=("background", "building"), views="flips")
+    save_model(ensemble, tmp_path / "turning")
+    (tmp_path / "images").mkdir()
+    generator = np.random.default_rng(0)
+    images = {name: generator.integers(0, 256, (21, 34, 3), dtype=np.uint8) for name in ("a.png", "b.png")}
+    for name, image in images.items():
+        Image.fromarray(image).save(tmp_path / "images" / name)
+    return images
+
+
+@pytest.mark.parametrize("views", [None, "own", "none", "d4+scales:0.75,1"])
+def test_predict_uses_the_models_own_views_or_others(command, turning, tmp_path, views):
+    chosen = () if views is None else ("--views", views)
+    code, _, _ = command(
+        "predict", "--model", "turning", "--input", "images", "--kind", "probabilities", "--precision", "32",
+        "--accelerator", "cpu", *chosen,
+    )  # fmt: skip
+    assert code == 0
+    engine = Engine(load_model("turning"), "cpu", "32", views=views if views != "own" else "flips")
+    for name, expected in zip(turning, engine.predict(list(turning.values())), strict=True):
+        found = np.load(tmp_path / "predictions" / f"{name[0]}.npy", allow_pickle=False)
+        assert np.array_equal(found, expected)
+
+
+def test_predict_says_how_unsure_it_is(command, turning, tmp_path):
+    code, values, _ = command(
+        "predict", "--model", "turning", "--input", "images", "--kind", "uncertainty", "--precision", "32",
+        "--accelerator", "cpu",
+    )  # fmt: skip
+    assert code == 0
+    assert values["count"] == 2
+    expected = Engine(load_model("turning"), "cpu", "32").uncertainty(list(turning.values()))
+    table = pd.read_csv(tmp_path / "predictions" / "uncertainty.csv", index_col="name")
+    assert table.index.tolist() == ["a.png", "b.png"]
+    for name, maps in zip(turning, expected, strict=True):
+        assert np.array_equal(np.load(tmp_path / "predictions" / f"{name[0]}.npy", allow_pickle=False), maps)
+        np.testing.assert_allclose(table.loc[name], maps.astype(np.float64).mean(axis=(1, 2)), rtol=1e-12)
+        with Image.open(tmp_path / "predictions" / name) as picture:
+            assert np.array_equal(np.asarray(picture), draw_heatmap(maps[0], np.log(2)))
+
+
+def test_unknown_views_are_refused_before_anything_is_read(command, tmp_path):
+    code, _, errors = command("predict", "--model", "nowhere", "--input", "nowhere", "--views", "d5")
+    assert code == 2
+    assert "unknown views 'd5': did you mean 'd4'" in errors[0]
 
 
 def test_evaluate_scores_passes_and_says_how_many(command, models, tracking):
