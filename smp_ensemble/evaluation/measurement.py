@@ -85,6 +85,18 @@ class Measurement:
         """Members and, last, the ensemble."""
         return [*self.members, self.ensemble]
 
+    @property
+    def scores(self) -> list[Score]:
+        """Of each member and, last, of the ensemble; an ensemble of one is its own member."""
+        members = self.members or [self.ensemble]
+        return [one.score for one in (*members, self.ensemble)]
+
+    @property
+    def best_member(self) -> int:
+        """The member with the best IoU on this very data; the first of equals."""
+        scores = self.scores[:-1]
+        return max(range(len(scores)), key=lambda index: (scores[index].metrics["iou"], -index))
+
 
 @dataclass(frozen=True)
 class Example:

@@ -22,7 +22,7 @@ from smp_ensemble.inference.engine import Engine
 from smp_ensemble.precision import choose_device
 from smp_ensemble.tracking.flavor import load_model
 from smp_ensemble.typing import FittedCombiner
-from smp_ensemble.workflows.combining import Combination
+from smp_ensemble.workflows.combining import AUTO, Combination
 from smp_ensemble.workflows.guards import check_fits, check_leaks, task_of
 
 if TYPE_CHECKING:
@@ -82,52 +82,81 @@ def assemble(
         NetworkError: Members do not fit each other or the data.
         IntegrityError: A file of a member is missing or changed.
     """
-    task = splits.task
-    combination.check_mode(task.mode)
+    combination.check_mode(splits.task.mode)
     if isinstance(combination.weights, list | tuple) and len(combination.weights) != len(members):
         raise ConfigError(
             f"expected one weight for each of {len(members)} members, got {len(combination.weights)}: "
             f"{', '.join(f'{weight:g}' for weight in combination.weights)}"
         )
-    loaded = [load_snapshot(member.uri, task) for member in members]
+    loaded = load_members(members, splits)
+    task = splits.task
+    plain = Ensemble(loaded, mode=task.mode, views=combination.views, class_names=task.class_names)
+    engine = Engine(plain, choose_device(accelerator), precision)
+    labels = list(names) or [member.model_id for member in members]
+    with tempfile.TemporaryDirectory() as folder:
+        predictions = Predictions(engine, splits.val, batch_size=batch_size, folder=Path(folder), label="validation")
+        kept, predictions = fit_ensemble(predictions, combination, labels)
+        validation = measure_all(predictions, split="val", names=[labels[index] for index in kept])
+    return Built(predictions.ensemble, [members[index] for index in kept], predictions.engine, validation)
+
+
+def load_members(members: Sequence[Snapshot], splits: DataSplits) -> list[Member]:
+    """Loads and verifies tracked snapshots, none of which was trained on validation or test images.
+
+    Raises:
+        LeakError: One was.
+        NetworkError: One is an ensemble of several, or does not fit the data.
+        IntegrityError: A file is missing or changed.
+    """
+    loaded = [load_snapshot(member.uri, splits.task) for member in members]
     for what, data in (("validation", splits.val), ("test", splits.test)):
         if data is not None:
             check_leaks(loaded, data, what)
-    found, labels = list(members), list(names) or [member.model_id for member in members]
-    with tempfile.TemporaryDirectory() as folder:
-        plain = Ensemble(loaded, mode=task.mode, views=combination.views, class_names=task.class_names)
-        engine = Engine(plain, choose_device(accelerator), precision)
-        predictions = Predictions(engine, splits.val, batch_size=batch_size, folder=Path(folder), label="validation")
-        weights = combination.weights
-        if combination.wants_fitted_weights:
-            weights = fit_weights(sample_pixels(predictions))
-            kept = [index for index, weight in enumerate(weights) if weight > 0]
-            if len(kept) < len(found):
-                left_out = ", ".join(label for index, label in enumerate(labels) if index not in kept)
-                logger.info("left out, because the fitted weight is 0: %s", left_out)
+    return loaded
+
+
+def fit_ensemble(
+    predictions: Predictions, combination: Combination, labels: Sequence[str]
+) -> tuple[list[int], Predictions]:
+    """Fits all that a combination asks for on what members predict, and gives the members their own threshold.
+
+    Args:
+        predictions: Of all members, in the combination's views, on validation data.
+        combination: What to fit.
+        labels: Of the members, for people.
+
+    Returns:
+        The indices of the members that stayed, and the same predictions with the fitted ensemble.
+    """
+    members = [member for member in predictions.ensemble.members if isinstance(member, Member)]
+    kept, weights = list(range(len(members))), combination.weights
+    if combination.wants_fitted_weights:
+        fitted = fit_weights(sample_pixels(predictions))
+        kept = [index for index in kept if fitted[index] > 0]
+        weights = [fitted[index] for index in kept]
+        if len(kept) < len(members):
+            left_out = ", ".join(label for index, label in enumerate(labels) if index not in kept)
+            logger.info("left out, because the fitted weight is 0: %s", left_out)
             predictions = predictions.of_some(kept)
-            loaded, found = [loaded[index] for index in kept], [found[index] for index in kept]
-            labels, weights = [labels[index] for index in kept], [weights[index] for index in kept]
-        combiner = combiner_class(combination.combiner)
-        state = combiner.fit(sample_pixels(predictions)) if isinstance(combiner, FittedCombiner) else None
-        ensemble = Ensemble(
-            loaded,
-            mode=task.mode,
-            combiner=combination.combiner,
-            weights=weights if not isinstance(weights, str) else None,
-            views=combination.views,
-            reject=combination.reject,
-            state=state,
-            class_names=task.class_names,
-        )
-        predictions = predictions.combined_by(ensemble)
-        _calibrate(predictions, loaded, combination)
-        if combination.postprocess == "auto":
-            ensemble.postprocess = tune_postprocessing(predictions).settings
-        elif isinstance(combination.postprocess, PostProcessing):
-            ensemble.postprocess = combination.postprocess
-        validation = measure_all(predictions, split="val", names=labels)
-    return Built(ensemble, found, predictions.engine, validation)
+    combiner = combiner_class(combination.combiner)
+    task = predictions.data.task
+    ensemble = Ensemble(
+        [members[index] for index in kept],
+        mode=task.mode,
+        combiner=combination.combiner,
+        weights=weights if not isinstance(weights, str) else None,
+        views=combination.views,
+        reject=combination.reject,
+        state=combiner.fit(sample_pixels(predictions)) if isinstance(combiner, FittedCombiner) else None,
+        class_names=task.class_names,
+    )
+    predictions = predictions.combined_by(ensemble)
+    _calibrate(predictions, [members[index] for index in kept], combination)
+    if combination.postprocess == AUTO:
+        ensemble.postprocess = tune_postprocessing(predictions).settings
+    else:
+        ensemble.postprocess = combination.postprocess
+    return kept, predictions
 
 
 def _calibrate(predictions: Predictions, members: Sequence[Member], combination: Combination) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from smp_ensemble.data.forms import DataSplits
-    from smp_ensemble.evaluation.measurement import Measurement, Score
+    from smp_ensemble.evaluation.measurement import Measurement
     from smp_ensemble.typing import Snapshot
     from smp_ensemble.workflows.options import EnsembleOptions
 
@@ -60,7 +60,7 @@ class EnsembleResult:
     @property
     def best_member(self) -> int:
         """The member with the best validation IoU: chosen without looking at test data."""
-        return best_index(self.validation)
+        return self.validation.best_member
 
     @property
     def load_uri(self) -> str:
@@ -76,8 +76,8 @@ class EnsembleResult:
             label + (" best single" if index == self.best_member else "")
             for index, label in enumerate(labels_of(self.members))
         ]
-        validation = scores_of(self.validation)
-        test = scores_of(self.test) if self.test is not None else None
+        validation = self.validation.scores
+        test = self.test.scores if self.test is not None else None
         weights = self.ensemble.weights
         rows = []
         for index, label in enumerate([*labels, "ensemble"]):
@@ -115,12 +115,6 @@ class EnsembleResult:
         return Report(values, rows, notes)
 
 
-def scores_of(measurement: Measurement) -> list[Score]:
-    """Of each member and, last, of the ensemble; an ensemble of one is its own member."""
-    members = measurement.members or [measurement.ensemble]
-    return [one.score for one in (*members, measurement.ensemble)]
-
-
 def labels_of(members: Sequence[Snapshot]) -> list[str]:
     """What people call each member: the start of its id, and where in which training it was taken."""
     return [f"{member.model_id[:12]} ({_place(member, members)})" for member in members]
@@ -134,12 +128,6 @@ def _place(member: Snapshot, members: Sequence[Snapshot]) -> str:
         if len({one.params.get(param) for one in members}) > 1
     ]
     return f"{''.join(parts)}step {member.step}"
-
-
-def best_index(measurement: Measurement) -> int:
-    """The member with the best IoU; the first of equals."""
-    scores = scores_of(measurement)[:-1]
-    return max(range(len(scores)), key=lambda index: (scores[index].metrics["iou"], -index))
 
 
 def ensemble(
@@ -204,7 +192,7 @@ def _track(
     run: TrackedRun, built: Built, options: EnsembleOptions, splits: DataSplits, test: Measurement | None
 ) -> str:
     run.log_params(_params(built, options))
-    ensemble, best = built.ensemble, best_index(built.validation)
+    ensemble, best = built.ensemble, built.validation.best_member
     uri = log_model(
         ensemble,
         "ensemble",
@@ -215,7 +203,7 @@ def _track(
     for prefix, data, measurement in (("val", splits.val, built.validation), ("test", splits.test, test)):
         if data is None or measurement is None:
             continue
-        scores = scores_of(measurement)
+        scores = measurement.scores
         reference = data.reference()
         run.log_dataset(reference, "validation" if prefix == "val" else "test")
         own = {f"{prefix}_{name}": value for name, value in scores[-1].metrics.items()}
