@@ -216,7 +216,7 @@ def average_views(
     total: Tensor | None = None
     for group, at_once in _batches(views, count, size, max_pixels):
         probabilities = _predict_in_parts(torch.cat([view.forward(images) for view in group]), predict, at_once)
-        for view, part in zip(group, probabilities.split(count), strict=True):
+        for view, part in zip(group, torch.split(probabilities, count), strict=True):
             back = view.inverse(part, size)
             total = back.clone() if total is None else total.add_(back)
             del back
@@ -249,4 +249,4 @@ def _chunks(views: Sequence[View], length: int) -> Iterator[Sequence[View]]:
 def _predict_in_parts(images: Tensor, predict: Callable[[Tensor], Tensor], at_once: int) -> Tensor:
     if len(images) <= at_once:
         return predict(images)
-    return torch.cat([predict(part) for part in images.split(at_once)])
+    return torch.cat([predict(part) for part in torch.split(images, at_once)])
