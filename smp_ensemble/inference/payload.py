@@ -76,10 +76,10 @@ def answer(engine: Engine, data: Any, params: Mapping[str, Any]) -> Any:
     engine = engine.with_options(passes, str(params.get("views") or OWN))
     results = predict_as(engine, read_images(data, engine.in_channels), kind)
     if isinstance(data, pd.DataFrame):
-        columns = {kind: [encode(result, kind, engine.ensemble) for result in results]}
+        frame = pd.DataFrame({kind: [encode(one, kind, engine.ensemble) for one in results]}, index=data.index)
         if kind == "uncertainty":
-            columns |= dict(zip(COLUMNS, zip(*map(image_means, results), strict=True), strict=True))
-        return pd.DataFrame(columns, index=data.index)
+            frame[list(COLUMNS)] = [image_means(one) for one in results]
+        return frame
     if kind != "rle" and len({result.shape for result in results}) == 1:
         return np.stack(results)
     return results
