@@ -32,6 +32,7 @@ REQUIREMENTS = (
     "pandas",
     "pillow",
     "safetensors",
+    "scipy",
     "segmentation-models-pytorch",
     "timm",
     "torch",
