@@ -39,10 +39,10 @@ class Crf:
     iterations: int = 5
     window: int = 11
     position_sigma: float = 3.0
-    position_weight: float = 3.0
+    position_weight: float = 1.0
     bilateral_sigma: float = 10.0
     colour_sigma: float = 13.0
-    bilateral_weight: float = 5.0
+    bilateral_weight: float = 3.0
 
     def __post_init__(self) -> None:
         _check_whole("crf.iterations", self.iterations, 1)

@@ -60,8 +60,8 @@ def clean(mask: Mask, mode: Mode, settings: PostProcessing) -> Mask:
     Rejected pixels (255) stay 255, belong to no component, and are like the outside of the image: they are no reason to
     change a pixel. A disc may stick out into them, and background that touches one (4 neighbours) is no hole.
 
-    Minimum area and holes do nothing more when done again: each alone in every mode, and both together in binary and
-    multilabel mode. With opening or closing, or with both in multiclass mode, a second time may change more.
+    Done again, each step alone does nothing more, and neither do minimum area and holes together, save in multiclass
+    mode. There, and with all four steps, a second time may change more.
 
     Args:
         mask: Class ids, uint8 `(H, W)`; zeros and ones `(K, H, W)` in multilabel mode; 255 where rejected.

@@ -36,8 +36,8 @@ LEAST_GAIN = 1e-4
 CANDIDATES: Mapping[str, Sequence[Any]] = {
     "crf": (
         Crf(position_weight=0.5, bilateral_weight=1.0),
-        Crf(position_weight=1.0, bilateral_weight=3.0),
         Crf(),
+        Crf(position_weight=3.0, bilateral_weight=5.0),
     ),
     "opening": (1, 2, 3),
     "closing": (1, 2, 3),
