@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from smp_ensemble.data.normalization import Normalization
+from smp_ensemble.ensembling.combiners import combiner_class
 from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.member import CONFIG_FILE, WEIGHTS_FILE, Member, load_network, save_network
 from smp_ensemble.ensembling.postprocessing import PostProcessing
@@ -26,7 +27,7 @@ from smp_ensemble.exceptions import ConfigError, IntegrityError, NetworkError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
 __all__ = [
     "ENSEMBLE_FILE",
@@ -110,7 +111,9 @@ def save_ensemble(ensemble: Ensemble, folder: Path) -> EnsembleSpec:
     assert in_channels is not None  # an ensemble has a member
     digest = None
     if ensemble.state:
-        save_file({name: tensor.contiguous().cpu() for name, tensor in ensemble.state.items()}, folder / COMBINER_FILE)
+        # Copies, because safetensors refuses tensors that share memory.
+        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in ensemble.state.items()}
+        save_file(state, folder / COMBINER_FILE)
         digest = file_sha256(folder / COMBINER_FILE)
     spec = EnsembleSpec(
         ensemble.mode,
@@ -155,9 +158,13 @@ def _verify_file(path: Path, expected: str) -> None:
 
 def load_member(folder: Path, entry: MemberEntry) -> Member:
     """Reads one member of an artifact; call `verify` first."""
+    return _member_of(load_network(folder / entry.folder), folder, entry)
+
+
+def _member_of(network: nn.Module, folder: Path, entry: MemberEntry) -> Member:
     images = folder / entry.folder / TRAINING_IMAGES_FILE
     member = Member(
-        load_network(folder / entry.folder),
+        network,
         Normalization.from_dict(entry.normalization),
         source=entry.source,
         training_images=images.read_text(encoding="utf-8").split() if TRAINING_IMAGES_FILE in entry.sha256 else None,
@@ -170,23 +177,29 @@ def load_ensemble(folder: Path) -> Ensemble:
     """Reads, verifies and builds an ensemble, in evaluation mode, on the CPU.
 
     Raises:
-        IntegrityError: Something is missing or changed.
+        IntegrityError: Something is missing or changed, or `ensemble.json` holds what this version would not write.
+        ConfigError: The combiner or an architecture is a plugin's that is not installed.
     """
     spec = read_spec(folder)
     verify(spec, folder)
-    return Ensemble(
-        [load_member(folder, entry) for entry in spec.members],
-        mode=spec.mode,
-        combiner=spec.combiner,
-        weights=[entry.weight for entry in spec.members],
-        views=spec.views,
-        temperature=spec.temperature,
-        threshold=spec.threshold,
-        reject=spec.reject,
-        state=_load_state(folder) if spec.combiner_sha256 is not None else None,
-        postprocess=PostProcessing.from_dict(spec.postprocess),
-        class_names=spec.class_names,
-    )
+    combiner_class(spec.combiner)
+    networks = [load_network(folder / entry.folder) for entry in spec.members]
+    try:
+        return Ensemble(
+            [_member_of(network, folder, entry) for network, entry in zip(networks, spec.members, strict=True)],
+            mode=spec.mode,
+            combiner=spec.combiner,
+            weights=[entry.weight for entry in spec.members],
+            views=spec.views,
+            temperature=spec.temperature,
+            threshold=spec.threshold,
+            reject=spec.reject,
+            state=_load_state(folder) if spec.combiner_sha256 is not None else None,
+            postprocess=PostProcessing.from_dict(spec.postprocess),
+            class_names=spec.class_names,
+        )
+    except ConfigError as error:
+        raise IntegrityError(f"{folder / ENSEMBLE_FILE} does not hold what it should: {error}") from error
 
 
 def _load_state(folder: Path) -> dict[str, Tensor]:

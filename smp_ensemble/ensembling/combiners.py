@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 GROUP = "smp_ensemble.combiners"
 
 TIE = 1e-3
-"""Shares of votes that differ by less count as tied, and the mean probability decides: sums of weights are rounded."""
+"""How far shares of votes are moved towards the mean probabilities, which so decide ties.
+
+They may also turn leads of less than that: sums of weights are rounded. Among up to 499 equal votes one vote is more.
+"""
 
 
 class Mean(Combiner):
@@ -63,6 +66,9 @@ class Mean(Combiner):
         Raises:
             ConfigError: No member was added, or all weights are zero.
         """
+        return self._mean().clamp_(0, 1)  # sums are rounded, and may lie beyond 1
+
+    def _mean(self) -> Tensor:
         if self._sum is None or self._weight <= 0:
             raise ConfigError("expected at least one member with a weight above 0, got none")
         return self._sum / self._weight
@@ -91,7 +97,7 @@ class Geometric(Mean):
 
     def compute(self) -> Tensor:
         """The geometric mean so far, normalised, shape `(N, K, H, W)`, float32."""
-        mean = super().compute()
+        mean = self._mean()
         return mean.softmax(dim=1) if self.context.mode == "multiclass" else mean.sigmoid()
 
 
@@ -100,7 +106,7 @@ class Vote(Combiner):
 
     A member votes for its most likely class; in binary and multilabel mode for the foreground from the ensemble's
     threshold on. Weights are numbers of votes. **Ties** go to the class with the higher mean probability (binary: to
-    the foreground where the mean probability reaches the threshold); shares that differ by less than `TIE` are tied.
+    the foreground where the mean probability reaches the threshold).
 
     `compute` gives shares of votes, moved towards the mean probabilities by the share `TIE`, which is what settles
     ties; so the mask is that of the largest share, or of a share from 0.5 on.
@@ -115,10 +121,11 @@ class Vote(Combiner):
 
     def update(self, probabilities: Tensor, weight: float = 1.0) -> None:
         """Counts one member's votes, shape `(N, K, H, W)`."""
+        probabilities = probabilities.float()
         self._mean.update(probabilities, weight)
         if self.context.mode == "multiclass":
             chosen = probabilities.max(dim=1, keepdim=True).indices
-            votes = torch.zeros_like(probabilities, dtype=torch.float32).scatter_(1, chosen, 1.0)
+            votes = torch.zeros_like(probabilities).scatter_(1, chosen, 1.0)
         else:
             votes = (probabilities >= self.context.threshold).float()
         self._shares.update(votes, weight)

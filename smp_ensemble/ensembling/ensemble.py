@@ -98,9 +98,7 @@ class Ensemble(nn.Module):
         self.threshold = float(threshold)
         self.class_names = tuple(class_names)
         self.postprocess = postprocess or PostProcessing()
-        self.reject = default_reject(self._combiner) if reject is None else float(reject)
-        if not 0 <= self.reject < 1:
-            raise ConfigError(f"reject must be 0 (no pixel) or below 1, got {reject}")
+        self.reject = _check_reject(default_reject(self._combiner) if reject is None else reject)
         if self.votes and self.temperature != 1:
             raise ConfigError(f"shares of votes have no temperature, got {temperature} with combiner '{combiner}'")
         self.new_combiner()  # refuses a state that does not fit now, and not at the first image
@@ -181,8 +179,11 @@ class Ensemble(nn.Module):
 
         Returns:
             255 where a pixel is rejected.
+
+        Raises:
+            ConfigError: `reject` is out of range.
         """
-        reject = self.reject if reject is None else reject
+        reject = self.reject if reject is None else _check_reject(reject)
         cut = 0.5 if self.votes else self.threshold
         decision = decide(probabilities, self.mode, cut)
         mask = decision.to(torch.uint8)
@@ -196,3 +197,9 @@ class Ensemble(nn.Module):
         # A share of exactly `reject` may have been moved up by a tie's rule, and is rounded.
         limit = reject + TIE * (1 - reject) + 1e-6 if self.votes else reject
         return mask.masked_fill(sure <= limit, IGNORE_INDEX)
+
+
+def _check_reject(reject: float) -> float:
+    if not 0 <= reject < 1:
+        raise ConfigError(f"reject must be 0 (no pixel) or below 1, got {reject}")
+    return float(reject)

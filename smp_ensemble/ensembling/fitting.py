@@ -41,7 +41,7 @@ def fit_weights(sample: PixelSample) -> list[float]:
     from scipy.optimize import minimize
 
     likelihood = _of_truth(sample).double().clamp_min(EPSILON).numpy()
-    if not len(likelihood):
+    if not likelihood.size:
         raise ConfigError("expected pixels to fit weights on, got none: are all of them ignored?")
     members = likelihood.shape[1]
 
@@ -67,6 +67,6 @@ def _of_truth(sample: PixelSample) -> Tensor:
     if sample.mode == "multiclass":
         index = sample.truth[:, None, None].expand(-1, sample.probabilities.shape[1], 1)
         return sample.probabilities.gather(2, index)[..., 0]
-    truth = sample.truth.reshape(len(sample.probabilities), 1, -1)
+    truth = sample.truth.reshape(len(sample.probabilities), 1, sample.probabilities.shape[2])
     chosen = torch.where(truth == 1, sample.probabilities, 1 - sample.probabilities).transpose(1, 2)
     return chosen[truth[:, 0] != IGNORE_INDEX]

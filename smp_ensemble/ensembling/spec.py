@@ -129,10 +129,16 @@ def read_spec(folder: Path) -> EnsembleSpec:
             threshold=float(content["threshold"]),
             reject=float(content.get("reject", 0.0)),
             combiner_sha256=None if digest is None else str(digest),
-            postprocess=dict(content.get("postprocess") or {}),
+            postprocess=_object(content.get("postprocess", {})),
         )
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise IntegrityError(f"{path} does not hold what it should: {type(error).__name__} {error}") from error
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"expected an object, got {value!r}")
+    return value
 
 
 def _read_entry(entry: Mapping[str, Any]) -> MemberEntry:

@@ -33,7 +33,7 @@ class Stacking(Combiner):
     in `CombinerContext.state`: `weight`, shape `(M, K, K)` (member, output, input), and `bias`, shape `(K,)`.
 
     Raises:
-        ConfigError: It was not fitted.
+        ConfigError: It was not fitted, or its state has other shapes.
     """
 
     def __init__(self, context: CombinerContext) -> None:
@@ -41,6 +41,12 @@ class Stacking(Combiner):
             raise ConfigError(
                 "stacking needs a head that was fitted on validation data: `smp-ensemble ensemble --combiner stacking` "
                 f"fits one, state={{'weight': ..., 'bias': ...}} brings one; got {sorted(context.state) or 'none'}"
+            )
+        weight, bias = context.state["weight"], context.state["bias"]
+        if weight.ndim != 3 or weight.shape[1:] != bias.shape * 2:
+            raise ConfigError(
+                "expected stacking's weight of shape (M, K, K) and bias (K,), "
+                f"got {tuple(weight.shape)} and {tuple(bias.shape)}: fit it again"
             )
         self.context = context
         self._index = 0
@@ -79,7 +85,7 @@ class Stacking(Combiner):
             ConfigError: No pixels.
         """
         pixels, members, outputs = sample.probabilities.shape
-        if not pixels:
+        if not (sample.truth != IGNORE_INDEX).any():
             raise ConfigError("expected pixels to fit a stacker on, got none: are all of them ignored?")
         features = sample.probabilities.reshape(pixels, members * outputs).double()
         weight = torch.zeros(members * outputs, outputs, dtype=torch.float64, requires_grad=True)
@@ -106,7 +112,7 @@ class Stacking(Combiner):
 def _log_loss(logits: Tensor, sample: PixelSample) -> Tensor:
     if sample.mode == "multiclass":
         return F.cross_entropy(logits, sample.truth)
-    truth = sample.truth.reshape(len(logits), -1)
+    truth = sample.truth.reshape(logits.shape)
     counts = truth != IGNORE_INDEX
     losses = F.binary_cross_entropy_with_logits(logits, torch.where(counts, truth, 0).double(), reduction="none")
-    return (losses * counts).sum() / counts.sum().clamp_min(1)
+    return (losses * counts).sum() / counts.sum()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from smp_ensemble.architectures import create_network
@@ -25,6 +26,8 @@ from smp_ensemble.ensembling.artifact import (
 )
 from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.member import Member
+from smp_ensemble.ensembling.postprocessing import Crf, PostProcessing
+from smp_ensemble.ensembling.spec import COMBINER_FILE
 from smp_ensemble.exceptions import ConfigError, IntegrityError, NetworkError
 
 NAMES = ("land", "roof", "road")
@@ -199,13 +202,51 @@ def test_a_member_outside_the_artifact_is_refused(folder, relative):
         load_ensemble(folder)
 
 
-@pytest.mark.parametrize("change", [{"mode": "none"}, {"weight": -1}, {"combiner": "os.system"}, {"std": [0, 0, 0]}])
-def test_values_that_make_no_sense_are_refused(folder, change):
+def change_spec(folder: Path, **change) -> None:
     content = json.loads((folder / ENSEMBLE_FILE).read_text())
     for part in (content, content["members"][0], content["members"][0]["normalization"]):
         part.update({name: value for name, value in change.items() if name in part})
     (folder / ENSEMBLE_FILE).write_text(json.dumps(content))
-    with pytest.raises(ConfigError):
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mode": "none"}, "unknown mode 'none'"),
+        ({"mode": ["binary"]}, "unknown mode"),
+        ({"weight": -1}, "weights must be finite and not negative"),
+        ({"std": [0, 0, 0]}, "std"),
+        ({"mean": "grey"}, "expected a normalization with kind, mean, std and maximum"),
+        ({"temperature": 0}, "temperature must be a finite number above 0"),
+        ({"temperature": "warm"}, "ValueError"),
+        ({"threshold": float("nan")}, "threshold must lie between 0 and 1"),
+        ({"reject": 1}, "reject must be 0"),
+        ({"reject": None}, "TypeError"),
+        ({"reject": [0.5]}, "TypeError"),
+        ({"views": ["d5"]}, "unknown views 'd5'"),
+        ({"views": "d4"}, "unknown views 'd'"),
+        ({"views": 4}, "TypeError"),
+        ({"views": None}, "TypeError"),
+        ({"postprocess": {"opening": -1}}, "expected opening as a whole number from 0, got -1"),
+        ({"postprocess": {"opning": 1}}, "unknown setting 'opning' of post-processing: did you mean 'opening'"),
+        ({"postprocess": {"crf": [1]}}, "expected the settings of crf as a JSON object"),
+        ({"postprocess": None}, "expected an object, got None"),
+        ({"postprocess": []}, r"expected an object, got \[\]"),
+        ({"postprocess": "min_area"}, "expected an object, got 'min_area'"),
+        ({"combiner": "stacking"}, "stacking needs a head"),
+        ({"combiner": "vote"}, "shares of votes have no temperature"),
+    ],
+)
+def test_values_that_make_no_sense_are_damage_and_the_file_is_named(folder, change, message):
+    change_spec(folder, **change)
+    with pytest.raises(IntegrityError, match=f"{folder / ENSEMBLE_FILE} does not hold what it should: .*{message}"):
+        load_ensemble(folder)
+
+
+@pytest.mark.parametrize("name", ["os.system", "not-installed"])
+def test_a_combiner_that_is_not_installed_is_no_damage(folder, name):
+    change_spec(folder, combiner=name)
+    with pytest.raises(ConfigError, match=f"unknown combiner '{name}'"):
         load_ensemble(folder)
 
 
@@ -229,3 +270,125 @@ def test_members_of_other_bands_are_not_saved_together(ensemble, tmp_path):
     mixed = Ensemble([ensemble.members[0], other], mode="multiclass", class_names=NAMES)
     with pytest.raises(NetworkError, match="members must agree in bands: member 0 takes 3, member 1 4"):
         save_ensemble(mixed, tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def stacked(ensemble) -> Ensemble:
+    """Everything that an ensemble may carry, none of it by default."""
+    generator = torch.Generator().manual_seed(0)
+    head = torch.randn(8, 3, 3, generator=generator)[::4]  # strided, and a part of another tensor
+    members = list(ensemble.members)
+    members[0].threshold, members[0].temperature = 0.3, 2.5
+    return Ensemble(
+        members,
+        mode="multiclass",
+        combiner="stacking",
+        weights=[3, 1],
+        views="flips+scales:0.5,1",
+        temperature=1.3,
+        reject=0.4,
+        state={"weight": head, "bias": head[0, 0]},
+        postprocess=PostProcessing(closing=2, min_area=9, crf=Crf(iterations=2, window=5)),
+        class_names=NAMES,
+    )
+
+
+@pytest.fixture
+def stacked_folder(stacked, tmp_path) -> Path:
+    save_ensemble(stacked, tmp_path / "stacked")
+    return tmp_path / "stacked"
+
+
+def test_all_that_an_ensemble_carries_comes_back(stacked, stacked_folder, tmp_path):
+    loaded = load_ensemble(stacked_folder)
+    assert torch.equal(predict(loaded), predict(stacked))
+    for name in ("combiner", "weights", "views", "temperature", "threshold", "reject", "postprocess", "class_names"):
+        assert getattr(loaded, name) == getattr(stacked, name), name
+    assert loaded.views == ("flips", "scales:0.5,1")
+    assert loaded.postprocess.crf == Crf(iterations=2, window=5)
+    assert set(loaded.state) == {"weight", "bias"}
+    assert all(torch.equal(loaded.state[name], stacked.state[name]) for name in loaded.state)
+    assert [(one.threshold, one.temperature) for one in loaded.members] == [(0.3, 2.5), (0.5, 1.0)]
+    probabilities = predict(loaded)
+    assert torch.equal(loaded.decide(probabilities), stacked.decide(probabilities))
+    save_ensemble(loaded, tmp_path / "again")
+    for name in (ENSEMBLE_FILE, COMBINER_FILE):
+        assert (tmp_path / "again" / name).read_bytes() == (stacked_folder / name).read_bytes()
+
+
+def test_the_state_lies_beside_the_spec_in_safetensors(stacked_folder):
+    state = load_file(stacked_folder / COMBINER_FILE)
+    assert {name: tuple(tensor.shape) for name, tensor in state.items()} == {"weight": (2, 3, 3), "bias": (3,)}
+    content = json.loads((stacked_folder / ENSEMBLE_FILE).read_text())
+    assert content["combiner_sha256"] == sha256(stacked_folder / COMBINER_FILE)
+    assert content["reject"] == 0.4
+
+
+def test_a_combiner_without_state_has_no_file(saved):
+    assert not (saved / COMBINER_FILE).exists()
+    assert read_spec(saved).combiner_sha256 is None
+    assert load_ensemble(saved).state == {}
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, empty, remove, make_folder])
+def test_damage_of_the_combiners_state_is_named_too(stacked_folder, damage):
+    path = stacked_folder / COMBINER_FILE
+    expected = sha256(path)
+    found = damage(path)
+    with pytest.raises(IntegrityError) as error:
+        load_ensemble(stacked_folder)
+    assert str(error.value) == f"{path} was changed: expected SHA-256 {expected}, found {found}"
+
+
+def test_a_link_in_place_of_the_combiners_state_is_refused(stacked_folder):
+    path = stacked_folder / COMBINER_FILE
+    target = path.rename(stacked_folder.parent / "elsewhere")
+    path.symlink_to(target)
+    with pytest.raises(IntegrityError, match=f"{path} was changed: .*found a symbolic link to {target}"):
+        load_ensemble(stacked_folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors", b"\xff" * 64])
+def test_a_state_that_was_never_safetensors_is_named(stacked_folder, content):
+    path = stacked_folder / COMBINER_FILE
+    path.write_bytes(content)
+    change_spec(stacked_folder, combiner_sha256=sha256(path))
+    with pytest.raises(IntegrityError, match=f"cannot read {path}"):
+        load_ensemble(stacked_folder)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"weight": torch.zeros(2, 3, 3)}, "stacking needs a head .* got .*weight"),
+        ({"weight": torch.zeros(2, 3), "bias": torch.zeros(3)}, r"expected stacking's weight of shape \(M, K, K\)"),
+    ],
+)
+def test_a_state_of_another_combiner_is_damage(stacked_folder, state, message):
+    save_file(state, stacked_folder / COMBINER_FILE)
+    change_spec(stacked_folder, combiner_sha256=sha256(stacked_folder / COMBINER_FILE))
+    with pytest.raises(IntegrityError, match=f"{ENSEMBLE_FILE} does not hold what it should: {message}"):
+        load_ensemble(stacked_folder)
+
+
+def test_an_older_file_without_the_newer_keys_loads_with_defaults(folder, ensemble):
+    content = json.loads((folder / ENSEMBLE_FILE).read_text())
+    for name in ("reject", "combiner_sha256", "postprocess"):
+        del content[name]
+    for member in content["members"]:
+        del member["threshold"], member["temperature"]
+    (folder / ENSEMBLE_FILE).write_text(json.dumps(content))
+    loaded = load_ensemble(folder)
+    assert torch.equal(predict(loaded), predict(ensemble))
+    assert (loaded.reject, loaded.state, loaded.postprocess) == (0, {}, PostProcessing())
+    assert [(one.threshold, one.temperature) for one in loaded.members] == [(0.5, 1)] * 2
+
+
+@pytest.mark.parametrize("reject", [None, 0.0, 0.7])
+def test_a_majority_keeps_what_it_rejects(ensemble, tmp_path, reject):
+    voting = Ensemble(list(ensemble.members), mode="multiclass", combiner="majority", reject=reject, class_names=NAMES)
+    save_ensemble(voting, tmp_path / "majority")
+    loaded = load_ensemble(tmp_path / "majority")
+    assert loaded.reject == voting.reject == (0.5 if reject is None else reject)
+    assert loaded.votes
+    assert torch.equal(loaded.decide(predict(loaded)), voting.decide(predict(voting)))

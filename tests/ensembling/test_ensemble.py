@@ -14,6 +14,7 @@ from torch import nn
 
 from smp_ensemble.ensembling.combiners import Mean
 from smp_ensemble.ensembling.ensemble import Ensemble
+from smp_ensemble.ensembling.temperature import apply_temperature
 from smp_ensemble.exceptions import ConfigError, NetworkError
 from smp_ensemble.typing import MODES, CombinerContext
 
@@ -211,6 +212,94 @@ def test_options_that_make_no_sense_are_refused(options, message):
     arguments = {"members": [make_member(0), make_member(1)], "mode": "multiclass", **options}
     with pytest.raises(ConfigError, match=message):
         Ensemble(arguments.pop("members"), **arguments)
+
+
+@pytest.mark.parametrize("reject", [-0.1, 1, 1.5, float("nan")])
+def test_reject_out_of_range_is_refused_at_any_time(reject):
+    with pytest.raises(ConfigError, match=r"reject must be 0 \(no pixel\) or below 1, got"):
+        make_ensemble(reject=reject)
+    with pytest.raises(ConfigError, match=r"reject must be 0 \(no pixel\) or below 1, got"):
+        make_ensemble().decide(torch.rand(1, 3, 2, 2), reject=reject)
+
+
+@pytest.mark.parametrize("combiner", ["vote", "majority"])
+def test_votes_have_no_temperature(combiner):
+    with pytest.raises(ConfigError, match=f"shares of votes have no temperature, got 2.0 with combiner '{combiner}'"):
+        make_ensemble((0, 1), combiner=combiner, temperature=2.0)
+    assert make_ensemble((0, 1), combiner=combiner).votes
+    assert not make_ensemble((0, 1)).votes
+
+
+@pytest.mark.parametrize("state", [None, {"weight": torch.zeros(2, 3, 3)}])
+def test_a_combiner_without_its_state_is_refused_at_once(state):
+    with pytest.raises(ConfigError, match="stacking needs a head that was fitted on validation data"):
+        make_ensemble((0, 1), combiner="stacking", state=state)
+
+
+def test_a_stacker_of_other_members_is_refused():
+    ensemble = make_ensemble((0, 1), combiner="stacking", state={"weight": torch.ones(3, 3, 3), "bias": torch.ones(3)})
+    with pytest.raises(ConfigError, match="the stacker was fitted for 3 members, got 2"):
+        predict(ensemble)
+
+
+@pytest.mark.parametrize(
+    ("combiner", "reject", "expected"),
+    [("mean", None, 0), ("majority", None, 0.5), ("majority", 0, 0), ("vote", 0.3, 0.3)],
+)
+def test_the_combiner_says_what_is_rejected_unless_the_ensemble_does(combiner, reject, expected):
+    assert make_ensemble((0, 1), combiner=combiner, reject=reject).reject == expected
+
+
+def test_a_binary_decision_is_rejected_by_the_probability_of_what_it_decides():
+    ensemble = make_ensemble(mode="binary", threshold=0.25, reject=0.625)
+    probabilities = torch.tensor([0.0, 0.2, 0.25, 0.5, 0.625, 0.65, 1.0]).view(1, 1, 1, 7)
+    assert ensemble.decide(probabilities).tolist() == [[[0, 0, 255, 255, 255, 1, 1]]]
+    assert ensemble.decide(probabilities, reject=0).tolist() == [[[0, 0, 1, 1, 1, 1, 1]]]
+    high = make_ensemble(mode="binary", threshold=0.9, reject=0.375)
+    assert high.decide(probabilities).tolist() == [[[0, 0, 0, 0, 255, 255, 1]]]
+
+
+def test_a_multiclass_decision_is_rejected_by_its_largest_probability():
+    probabilities = torch.tensor([[0.25, 0.5, 0.625], [0.5, 0.25, 0.25], [0.25, 0.25, 0.125]]).view(1, 3, 1, 3)
+    assert make_ensemble(reject=0.5, threshold=0.9).decide(probabilities).tolist() == [[[255, 255, 0]]]
+    assert make_ensemble(reject=0.4).decide(probabilities).tolist() == [[[1, 0, 0]]]
+
+
+def test_in_multilabel_mode_each_channel_is_rejected_alone():
+    ensemble = make_ensemble(mode="multilabel", threshold=0.5, reject=0.75)
+    probabilities = torch.tensor([0.125, 0.25, 0.875]).view(1, 3, 1, 1)
+    mask = ensemble.decide(probabilities)
+    assert mask.dtype == torch.uint8
+    assert mask.flatten().tolist() == [0, 255, 1]
+
+
+@given(modes, st.floats(0, 0.99), st.floats(0.05, 0.95), st.integers(0, 99))
+def test_rejecting_takes_pixels_away_and_changes_none(mode, reject, threshold, seed):
+    logits = torch.randn(2, 1 if mode == "binary" else 3, 4, 5, generator=torch.Generator().manual_seed(seed))
+    probabilities = logits.softmax(dim=1) if mode == "multiclass" else logits.sigmoid()
+    ensemble = make_ensemble(mode=mode, threshold=threshold, reject=reject)
+    mask, whole = ensemble.decide(probabilities), ensemble.decide(probabilities, reject=0)
+    values = probabilities.double().numpy()
+    if mode == "multiclass":
+        sure = values.max(axis=1)
+    else:
+        sure = np.where(values >= threshold, values, 1 - values)
+        sure = sure[:, 0] if mode == "binary" else sure
+    clear = abs(sure - reject) > 1e-6
+    np.testing.assert_array_equal((mask == 255).numpy()[clear], (sure <= reject)[clear])
+    assert torch.equal(mask[mask != 255], whole[mask != 255])
+    assert not (whole == 255).any()
+
+
+@given(modes, st.floats(0.1, 10))
+def test_pooled_probabilities_are_combined_ones_before_the_temperature(mode, temperature):
+    stack = torch.randn(3, 2, 1 if mode == "binary" else 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    stack = stack.softmax(dim=2) if mode == "multiclass" else stack.sigmoid()
+    weights = [1.0, 2.0, 0.5]
+    ensemble = make_ensemble((0, 1, 2), mode, weights=weights, temperature=temperature)
+    pooled = ensemble.pool(iter(stack))
+    assert torch.equal(pooled, make_ensemble((0, 1, 2), mode, weights=weights).combine(iter(stack)))
+    assert torch.equal(ensemble.combine(iter(stack)), apply_temperature(pooled, temperature, mode))
 
 
 @pytest.mark.parametrize(("option", "value"), [("activation", "softmax2d"), ("aux_params", {"classes": 2})])

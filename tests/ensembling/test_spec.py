@@ -26,8 +26,8 @@ anything = st.recursive(
 )
 
 
-def make_entry(index: int = 0, weight: float = 1.0, source: str = "") -> MemberEntry:
-    return MemberEntry(f"members/{index:02d}", source, weight, NORMALIZATION, FILES)
+def make_entry(index: int = 0, weight: float = 1.0, source: str = "", **alone: float) -> MemberEntry:
+    return MemberEntry(f"members/{index:02d}", source, weight, NORMALIZATION, FILES, **alone)
 
 
 @st.composite
@@ -37,9 +37,18 @@ def specs(draw) -> EnsembleSpec:
         draw(st.sampled_from(MODES)),
         tuple(draw(st.lists(texts, min_size=2, max_size=4, unique=True))),
         draw(st.integers(1, 12)),
-        tuple(make_entry(index, weight, draw(st.text(max_size=9))) for index, weight in enumerate(weights)),
+        tuple(
+            make_entry(
+                index, weight, draw(st.text(max_size=9)), threshold=draw(st.floats(0, 1)), temperature=draw(numbers)
+            )
+            for index, weight in enumerate(weights)
+        ),
+        combiner=draw(texts),
+        views=tuple(draw(st.lists(texts, max_size=2))),
         temperature=draw(numbers),
         threshold=draw(st.floats(0.01, 0.99)),
+        reject=draw(st.floats(0, 0.99)),
+        combiner_sha256=draw(st.none() | st.just("c" * 64)),
         postprocess=draw(st.dictionaries(texts, st.integers(), max_size=2)),
     )
 
@@ -84,6 +93,36 @@ def test_any_other_value_anywhere_is_read_or_refused(folder, spec, data):
 def test_the_task_is_what_the_data_must_be(folder):
     spec = EnsembleSpec("multilabel", ("roof", "road"), 4, (make_entry(),))
     assert spec.task == Task("multilabel", ("roof", "road"), 4)
+
+
+def test_an_older_file_lacks_keys_and_is_read_with_their_defaults(folder):
+    spec = EnsembleSpec("binary", ("a", "b"), 3, (make_entry(),), combiner="mean", threshold=0.4)
+    write_spec(spec, folder)
+    content = json.loads((folder / ENSEMBLE_FILE).read_text(encoding="utf-8"))
+    newer = {"reject", "combiner_sha256", "postprocess"}
+    older = {name: value for name, value in content.items() if name not in newer}
+    older["members"] = [
+        {name: value for name, value in member.items() if name not in {"source", "threshold", "temperature"}}
+        for member in content["members"]
+    ]
+    assert newer <= set(content)
+    (folder / ENSEMBLE_FILE).write_text(json.dumps(older), encoding="utf-8")
+    assert read_spec(folder) == spec
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("postprocess", None), ("postprocess", []), ("postprocess", [["opening", 1]]), ("postprocess", 0),
+        ("postprocess", ""), ("reject", None), ("reject", "much"), ("reject", []), ("views", None), ("views", 1),
+    ],
+)  # fmt: skip
+def test_a_wrong_type_is_named(folder, name, value):
+    write_spec(EnsembleSpec("binary", ("a", "b"), 3, (make_entry(),)), folder)
+    content = json.loads((folder / ENSEMBLE_FILE).read_text(encoding="utf-8"))
+    (folder / ENSEMBLE_FILE).write_text(json.dumps({**content, name: value}), encoding="utf-8")
+    with pytest.raises(IntegrityError, match=f"{folder / ENSEMBLE_FILE} does not hold what it should: .*Error"):
+        read_spec(folder)
 
 
 @pytest.mark.parametrize(
