@@ -52,12 +52,12 @@ def plain(text: str, longest: int = 28) -> str:
         >>> plain("cost in $ per $")
         'cost in \\$ per \\$'
         >>> plain("a very long name of a class, and more of it", 20)
-        'a very lon…more of it'
+        'a very lon…ore of it'
     """
     text = " ".join(text.split()) or "(no name)"
     if len(text) > longest:
         tail = (longest - 1) // 2
-        text = f"{text[: longest - tail]}…{text[-tail:]}"
+        text = f"{text[: longest - 1 - tail]}…{text[-tail:]}"
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
