@@ -1,9 +1,10 @@
-"""For authors of trainers and stores: checks that a trainer keeps its promises, and a store in memory."""
+"""For authors of trainers, combiners and stores: checks that promises are kept, and a store in memory."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from smp_ensemble.typing import Averager, Resampling, Snapshot, SnapshotRecord, Trainer
+from smp_ensemble.typing import (
+    Averager,
+    CombinerContext,
+    FittedCombiner,
+    PixelSample,
+    Resampling,
+    Snapshot,
+    SnapshotRecord,
+    Trainer,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
+
+    from smp_ensemble.typing import Combiner, Mode
 
 
 @dataclass(frozen=True)
@@ -133,6 +145,122 @@ def _check_resampling(trainer: Resampling) -> None:
         weights = np.asarray(trainer.image_weights(given))
         fits = weights.shape == (3,) and np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0
         _require(bool(fits), f"image_weights({given.tolist()}) must give 3 finite numbers of 0 or more, got {weights}")
+
+
+def check_combiner(combiner: Callable[[CombinerContext], Combiner], mode: Mode) -> None:
+    """Checks that a combiner is what `smp_ensemble` expects of one; call it from your own tests, for each mode.
+
+    One that fits what it needs (`FittedCombiner`) is fitted first, on made-up pixels; it may know members apart, so
+    it is not asked to treat them alike.
+
+    Args:
+        combiner: The class, as an entry point names it.
+        mode: That it is to work in.
+
+    Raises:
+        AssertionError: Names the broken promise.
+
+    Example:
+        >>> from smp_ensemble.ensembling.combiners import Geometric
+        >>> check_combiner(Geometric, "multiclass")
+    """
+    name = getattr(combiner, "__name__", repr(combiner))
+    reject = getattr(combiner, "reject", 0.0)
+    _require(0 <= reject < 1, f"{name}.reject must be 0 or below 1, got {reject}")
+    members = _made_up_members(mode)
+    context = CombinerContext(mode, state=_made_up_state(combiner, mode, members) if _fits(combiner) else {})
+    weights = [1.0, 0.25, 0.5, 1.0]
+
+    def combined(order: list[int], scale: float = 1.0) -> Tensor:
+        return _combined(combiner, context, [(members[at], scale * weights[at]) for at in order])
+
+    order = list(range(len(members)))
+    found = combined(order)
+    _check_combined(found, members[0], mode, name)
+    _require(_close(found, combined(order)), f"{name} must be made anew for each batch: two gave different results")
+    _require(_close(found, combined(order, 0.5)), f"{name}: the scale of weights must not matter")
+    if _fits(combiner):
+        return
+    _require(_close(found, combined(order[::-1])), f"{name}: the order of members must not matter")
+    _check_copies(combiner, context, members[0])
+
+
+def _fits(combiner: object) -> bool:
+    return isinstance(combiner, FittedCombiner)
+
+
+def _made_up_members(mode: Mode) -> Tensor:
+    """Probabilities `(M, N, K, H, W)`, certainty and impossibility among them."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(4, 2, 1 if mode == "binary" else 3, 6, 5, generator=generator)
+    logits[:, :, :, 0] *= 100
+    return logits.softmax(dim=2) if mode == "multiclass" else logits.sigmoid()
+
+
+def _made_up_state(combiner: Any, mode: Mode, members: Tensor) -> dict[str, Tensor]:
+    name = getattr(combiner, "__name__", repr(combiner))
+    pixels = members.movedim(2, -1).flatten(1, -2).transpose(0, 1).contiguous()
+    generator = torch.Generator().manual_seed(1)
+    if mode == "multiclass":
+        truth = torch.randint(0, pixels.shape[2], pixels.shape[:1], generator=generator)
+    else:
+        shape = pixels.shape[:1] if mode == "binary" else (len(pixels), pixels.shape[2])
+        truth = torch.randint(0, 2, shape, generator=generator)
+    first, second = (combiner.fit(PixelSample(pixels.clone(), truth.clone(), mode)) for _ in range(2))
+    named = isinstance(first, dict) and all(
+        isinstance(key, str) and isinstance(tensor, torch.Tensor) for key, tensor in first.items()
+    )
+    _require(named and bool(first), f"{name}.fit must give tensors by name, got {first!r}")
+    same = set(first) == set(second) and all(torch.equal(first[key], second[key]) for key in first)
+    _require(same, f"{name}.fit must give the same for the same pixels")
+    state: dict[str, Tensor] = first
+    return state
+
+
+def _combined(
+    combiner: Callable[[CombinerContext], Combiner], context: CombinerContext, members: list[tuple[Tensor, float]]
+) -> Tensor:
+    name = getattr(combiner, "__name__", repr(combiner))
+    fresh = combiner(context)
+    seen = []
+    for probabilities, weight in members:
+        given = probabilities.clone()
+        fresh.update(given, weight)
+        _require(torch.equal(given, probabilities), f"{name}.update must leave what it is given as it is")
+        seen.append(weakref.ref(given))
+        del given
+    alive = sum(one() is not None for one in seen)
+    _require(alive <= 1, f"{name} must not keep members' probabilities, so that memory does not grow: kept {alive}")
+    found = fresh.compute()
+    before = found.clone()
+    same = torch.allclose(fresh.compute(), before, rtol=0, atol=0, equal_nan=True)
+    _require(same, f"{name}.compute must give the same when it is asked again")
+    return before
+
+
+def _check_combined(found: Tensor, one: Tensor, mode: Mode, name: str) -> None:
+    shape = tuple(one.shape)
+    _require(tuple(found.shape) == shape, f"{name}.compute must give shape {shape}, got {tuple(found.shape)}")
+    _require(found.is_floating_point(), f"{name}.compute must give floating point, got {found.dtype}")
+    low, high = float(found.min()), float(found.max())
+    _require(low >= -1e-6 and high <= 1 + 1e-6, f"{name}.compute must give values in 0..1, got {low:g} to {high:g}")
+    if mode == "multiclass":
+        off = float((found.sum(dim=1) - 1).abs().max())
+        _require(off < 1e-4, f"{name}.compute must give classes that sum to 1 in multiclass mode, off by {off:g}")
+
+
+def _check_copies(combiner: Callable[[CombinerContext], Combiner], context: CombinerContext, one: Tensor) -> None:
+    name = getattr(combiner, "__name__", repr(combiner))
+    found = _combined(combiner, context, [(one, 1.0), (one, 0.5), (one, 1.0)])
+    if getattr(combiner, "votes", False):
+        pairs = [(values.argmax(dim=1) if context.mode == "multiclass" else values >= 0.5) for values in (found, one)]
+        _require(torch.equal(*pairs), f"{name}: copies of one model must decide as that model does")
+        return
+    _require(_close(found, one), f"{name}: copies of one model must give what that model gives")
+
+
+def _close(first: Tensor, second: Tensor) -> bool:
+    return torch.allclose(first.float(), second.float(), rtol=0, atol=1e-5)
 
 
 def _names(protocol: type) -> set[str]:
