@@ -15,7 +15,7 @@ from smp_ensemble.ensembling.postprocessing import PostProcessing
 from smp_ensemble.ensembling.temperature import apply_temperature
 from smp_ensemble.ensembling.views import average_views, check_views, parse_views
 from smp_ensemble.exceptions import ConfigError, NetworkError
-from smp_ensemble.metrics.confusion import decide
+from smp_ensemble.metrics.decision import certainty, decide
 from smp_ensemble.registry import nearest
 from smp_ensemble.typing import IGNORE_INDEX, MODES, CombinerContext
 
@@ -189,11 +189,7 @@ class Ensemble(nn.Module):
         mask = decision.to(torch.uint8)
         if not reject:
             return mask
-        if self.mode == "multiclass":
-            sure = probabilities.amax(dim=1)
-        else:
-            foreground = probabilities[:, 0] if self.mode == "binary" else probabilities
-            sure = torch.where(decision == 1, foreground, 1 - foreground)
+        sure = certainty(probabilities, decision, self.mode)
         # A share of exactly `reject` may have been moved up by a tie's rule, and is rounded.
         limit = reject + TIE * (1 - reject) + 1e-6 if self.votes else reject
         return mask.masked_fill(sure <= limit, IGNORE_INDEX)

@@ -13,7 +13,8 @@ from smp_ensemble.evaluation.measurement import Example, Measurement, ModelMeasu
 from smp_ensemble.inference.masks import make_mask
 from smp_ensemble.metrics.boundary import BoundaryScores
 from smp_ensemble.metrics.calibration import CalibrationScores
-from smp_ensemble.metrics.confusion import Counts, confusion_counts, decide, scores_of
+from smp_ensemble.metrics.confusion import Counts, confusion_counts, scores_of
+from smp_ensemble.metrics.decision import certainty, decide
 from smp_ensemble.metrics.diversity import DiversityScores
 from smp_ensemble.metrics.selective import SelectiveScores
 from smp_ensemble.metrics.uncertainty import UncertaintyMaps, image_scores
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
 
 EXAMPLES = 3
 """So many of the best images are shown, and of the worst."""
+
+
+def member_names(ensemble: Ensemble) -> list[str]:
+    """What people may call the members: the start of their tracked snapshot's id, else `member 0`, `member 1`, ..."""
+    sources = [member.source if isinstance(member, Member) else "" for member in ensemble.members]
+    return [source.removeprefix("models:/")[:12] or f"member {index}" for index, source in enumerate(sources)]
 
 
 def measure_all(predictions: Predictions, *, split: str, names: Sequence[str] = ()) -> Measurement:
@@ -126,11 +133,7 @@ class _ModelMeter:
         self._accepted += int((covered != IGNORE_INDEX).sum())
         self._calibration.update(probabilities, truth)
         self._boundary.update(mask, truth)
-        if mode == "multiclass":
-            sure = probabilities.amax(dim=1)
-        else:
-            foreground = probabilities[:, 0] if mode == "binary" else probabilities
-            sure = torch.where(decision == 1, foreground, 1 - foreground)
+        sure = certainty(probabilities, decision, mode)
         self._selective.update((1 - sure).clamp_min(0), valid & (decision.long() != truth), valid)
         if mode == "binary":
             half, true = probabilities[:, 0] >= 0.5, truth == 1

@@ -16,6 +16,7 @@ from smp_ensemble.data import rle
 from smp_ensemble.data.images import decode_image
 from smp_ensemble.ensembling.views import OWN
 from smp_ensemble.exceptions import InputError
+from smp_ensemble.inference.masks import make_mask
 from smp_ensemble.inference.overlay import draw_overlay
 from smp_ensemble.inference.uncertainty import COLUMNS, image_means
 from smp_ensemble.registry import nearest
@@ -116,7 +117,8 @@ def read_images(data: Any, bands: int | None = None) -> list[npt.NDArray[np.gene
         if IMAGE_COLUMN not in data.columns:
             raise InputError(f"expected a column '{IMAGE_COLUMN}', got {', '.join(map(str, data.columns)) or 'none'}")
         images = [
-            decode_image(_to_bytes(value, row), f"row {row}") for row, value in enumerate(data[IMAGE_COLUMN].tolist())
+            decode_image(to_bytes(value, f"row {row}"), f"row {row}")
+            for row, value in enumerate(data[IMAGE_COLUMN].tolist())
         ]
     elif isinstance(data, np.ndarray):
         if data.ndim != 4:
@@ -149,24 +151,25 @@ def _check_image(image: Any, index: int, bands: int | None) -> None:
         raise InputError(f"expected image {index} to hold finite values, got NaN or infinity")
 
 
-def _to_bytes(value: Any, row: int) -> bytes:
+def to_bytes(value: Any, where: str, what: str = "image") -> bytes:
+    """A cell of a DataFrame, bytes or base64 of them, as bytes.
+
+    Args:
+        value: The cell.
+        where: It stands, for errors: `row 3`.
+        what: The bytes are of.
+
+    Raises:
+        InputError: Neither of both.
+    """
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if isinstance(value, str):
         try:
             return base64.b64decode(value, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise InputError(f"expected base64 of image bytes in row {row}, got other text: {error}") from error
-    raise InputError(f"expected image bytes or base64 in row {row}, got {type(value).__name__}")
-
-
-def decide(ensemble: Ensemble, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """One image's mask from its probabilities `(K, H, W)`: uint8 `(H, W)`, in multilabel mode `(K, H, W)`."""
-    if ensemble.mode == "multiclass":
-        classes: npt.NDArray[np.intp] = probabilities.argmax(axis=0)
-        return classes.astype(np.uint8)
-    mask = (probabilities >= np.float32(ensemble.threshold)).astype(np.uint8)
-    return mask[0] if ensemble.mode == "binary" else mask
+            raise InputError(f"expected base64 of {what} bytes in {where}, got other text: {error}") from error
+    raise InputError(f"expected {what} bytes or base64 in {where}, got {type(value).__name__}")
 
 
 def render(
@@ -175,15 +178,15 @@ def render(
     """One image's probabilities `(K, H, W)` as a kind: an array, or for `rle` a string."""
     if kind == "probabilities":
         return probabilities
-    mask = decide(ensemble, probabilities)
+    mask = make_mask(ensemble, image, probabilities)
     match kind:
         case "mask":
             return mask
         case "overlay":
             return draw_overlay(image, mask, ensemble.mode)
     if ensemble.mode == "binary":
-        return rle.encode(mask)
-    planes = mask if ensemble.mode == "multilabel" else [mask == index for index in range(len(probabilities))]
+        return rle.encode(mask == 1)  # 255 is a rejected pixel
+    planes = mask == 1 if ensemble.mode == "multilabel" else [mask == index for index in range(len(probabilities))]
     return json.dumps({name: rle.encode(plane) for name, plane in _named(ensemble, planes)})
 
 

@@ -12,6 +12,7 @@ import torch
 from torchmetrics import Metric
 
 from smp_ensemble.exceptions import ConfigError, DataError
+from smp_ensemble.metrics.decision import decide
 from smp_ensemble.metrics.inputs import check_probabilities, check_target
 
 if TYPE_CHECKING:
@@ -36,27 +37,6 @@ def _validate(task: Task, threshold: float) -> None:
         )
     if not 0.0 <= threshold <= 1.0:
         raise ConfigError(f"expected a threshold in 0..1, came {threshold}")
-
-
-def decide(probabilities: Tensor, mode: Mode, threshold: float = 0.5) -> Tensor:
-    """Hard decisions: the most likely class in multiclass mode, `p >= threshold` otherwise.
-
-    Args:
-        probabilities: Shape `(N, K, H, W)`.
-        mode: What is predicted.
-        threshold: From which probability on a pixel is foreground; nothing to multiclass mode.
-
-    Returns:
-        int64, shape `(N, H, W)`; `(N, K, H, W)` with zeros and ones in multilabel mode.
-
-    Example:
-        >>> decide(torch.tensor([0.2, 0.5, 0.9]).view(1, 1, 1, 3), "binary").tolist()
-        [[[0, 1, 1]]]
-    """
-    if mode == "multiclass":
-        return probabilities.max(dim=1).indices  # argmax takes ten times as long on the CPU
-    decision = (probabilities >= threshold).long()
-    return decision[:, 0] if mode == "binary" else decision
 
 
 def confusion_counts(decision: Tensor, target: Tensor, mode: Mode, num_outputs: int) -> Counts:

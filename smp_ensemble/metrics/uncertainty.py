@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from smp_ensemble.exceptions import ConfigError, DataError
-from smp_ensemble.metrics.confusion import decide
+from smp_ensemble.metrics.decision import decide
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -34,8 +34,8 @@ def main(options: MainOptions) -> MainResult:
 
     All trainings of a plan are scored on one validation set, so their snapshots are ranked together.
     """
-    combination_of(options)  # an unknown word is found now, not after the training
-    training = train(options)
+    combination = combination_of(options)  # what cannot be combined is found now, not after the training
+    training = train(options, lambda task: combination.check_mode(task.mode))
     asked = bool(options.where.strip() or options.pick.strip())
     ranked = sorted(training.snapshots, key=lambda snapshot: -snapshot.metrics.get("val_iou", float("-inf")))
     result = ensemble(

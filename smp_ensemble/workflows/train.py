@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from smp_ensemble.data.forms import DataSplits
     from smp_ensemble.training.plans import PlannedTraining
-    from smp_ensemble.typing import Mode, Snapshot, Trainer
+    from smp_ensemble.typing import Mode, Snapshot, Task, Trainer
     from smp_ensemble.workflows.options import DataOptions, TrainOptions
     from smp_ensemble.workflows.starting import Start
 
@@ -149,8 +149,12 @@ def as_mode(mode: str | None) -> Mode | None:
     raise ConfigError(f"unknown mode '{mode}': {nearest(mode, MODES)}")
 
 
-def train(options: TrainOptions) -> TrainResult:
+def train(options: TrainOptions, check: Callable[[Task], None] | None = None) -> TrainResult:
     """Trains by one method, once or as often as the plan says, and leaves every snapshot in MLflow, scored.
+
+    Args:
+        options: What to train.
+        check: May refuse the task, before anything is tracked, for what comes after the training.
 
     Raises:
         InputError: Something in the options or the data does not fit; nothing is tracked unless training had begun,
@@ -167,6 +171,8 @@ def train(options: TrainOptions) -> TrainResult:
     method.schedule(options.epochs, 1)  # cycles that do not fit are an error before any data is read
     whole = load_splits(replace(options, fold=None))
     task = whole.task
+    if check is not None:
+        check(task)
     if options.in_channels not in {None, task.in_channels}:
         raise ConfigError(f"in-channels={options.in_channels}, but the images have {task.in_channels} bands")
 

@@ -20,7 +20,7 @@ from smp_ensemble.ensembling.combiners import (
     fits_weights,
 )
 from smp_ensemble.exceptions import ConfigError
-from smp_ensemble.metrics.confusion import decide
+from smp_ensemble.metrics.decision import decide
 from smp_ensemble.typing import MODES, CombinerContext
 
 SHAPE = (1, 3, 2, 2)

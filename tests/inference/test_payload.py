@@ -22,8 +22,9 @@ from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.member import Member
 from smp_ensemble.exceptions import InputError
 from smp_ensemble.inference.engine import Engine
+from smp_ensemble.inference.masks import make_mask
 from smp_ensemble.inference.overlay import draw_overlay
-from smp_ensemble.inference.payload import answer, check_kind, decide
+from smp_ensemble.inference.payload import answer, check_kind
 from smp_ensemble.typing import KINDS
 
 NAMES = {"binary": ("ground", "roof"), "multiclass": ("red", "green", "blue"), "multilabel": ("red", "green", "blue")}
@@ -191,7 +192,7 @@ def test_both_ways_to_decide_agree(probabilities, mode, threshold):
     probabilities[0, 0, 0] = threshold
     ensemble = Ensemble([nn.Conv2d(3, 1, 1)], mode=mode, threshold=threshold)
     expected = ensemble.decide(torch.from_numpy(probabilities)[None])[0]
-    found = decide(ensemble, probabilities)
+    found = make_mask(ensemble, np.zeros((*probabilities.shape[1:], 3), np.uint8), probabilities)
     assert found.dtype == np.uint8
     assert np.array_equal(found, expected.numpy())
 

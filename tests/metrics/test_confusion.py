@@ -13,7 +13,8 @@ from sklearn.metrics import accuracy_score, f1_score, jaccard_score
 from torchmetrics.functional import jaccard_index
 
 from smp_ensemble.exceptions import ConfigError, DataError
-from smp_ensemble.metrics.confusion import SegmentationScores, confusion_counts, decide
+from smp_ensemble.metrics.confusion import SegmentationScores, confusion_counts
+from smp_ensemble.metrics.decision import decide
 from smp_ensemble.typing import IGNORE_INDEX, MODES, Mode, Task
 
 TASKS = {

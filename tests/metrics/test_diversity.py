@@ -14,7 +14,7 @@ from sklearn.metrics import matthews_corrcoef, zero_one_loss
 
 from smp_ensemble.exceptions import ConfigError, DataError
 from smp_ensemble.metrics.calibration import CalibrationScores
-from smp_ensemble.metrics.confusion import decide
+from smp_ensemble.metrics.decision import decide
 from smp_ensemble.metrics.diversity import Diversity, DiversityScores
 from smp_ensemble.typing import IGNORE_INDEX, MODES, Mode, Task
 

@@ -46,7 +46,8 @@ def test_the_ensemble_is_the_mean_of_its_members_and_says_what_it_scored(command
     raw = torch.rand(2, 3, 32, 32) * 255
     with torch.no_grad():
         members = [load_model(uri)(raw) for uri in values["members"]]
-        assert torch.allclose(ensemble(raw), torch.stack(members).mean(0), atol=1e-6)
+        mean = torch.stack(members).mean(0)
+        assert torch.allclose(ensemble(raw), torch.sigmoid(torch.logit(mean) / values["temperature"]), atol=1e-5)
 
     splits = load_data(DATA[1])
     threshold = values["thresholds"][-1]
@@ -62,6 +63,8 @@ def test_the_ensemble_is_the_mean_of_its_members_and_says_what_it_scored(command
     assert run.data.metrics["test_iou"] == pytest.approx(values["test"][-1]["iou"])
     assert run.data.metrics["best_member_test_iou"] == pytest.approx(values["test"][best]["iou"])
     assert "overlays.png" in {one.path for one in tracking.list_artifacts(values["run_id"])}
+    kept = {one.path for one in tracking.list_artifacts(values["run_id"], "report")}
+    assert {"report/report.html", "report/report.json", "report/scores.png", "report/diversity.png"} <= kept
     model = tracking.get_logged_model(values["uri"].removeprefix("models:/"))
     linked = {(metric.key, metric.dataset_digest) for metric in model.metrics}
     assert ("val_iou", splits.val.digest) in linked
