@@ -87,8 +87,15 @@ def read_mask(path: str | Path) -> npt.NDArray[np.uint8]:
     Raises:
         DataError: The file is missing or broken, has several bands, or ids beyond 255.
     """
-    name = str(path)
-    content = read_bytes(path)
+    return decode_mask(read_bytes(path), str(path))
+
+
+def decode_mask(content: bytes, name: str) -> npt.NDArray[np.uint8]:
+    """The class ids of an encoded mask; `name` stands for it in errors. Else as `read_mask`.
+
+    Raises:
+        DataError: The bytes are not a readable mask.
+    """
     with _readable(name), Image.open(io.BytesIO(content)) as picture:
         if picture.mode not in ("1", "L", "P") and not picture.mode.startswith("I"):
             raise DataError(

@@ -13,6 +13,7 @@ from smp_ensemble.data import images, rle
 from smp_ensemble.exceptions import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 DIGEST_LENGTH = 32
@@ -98,14 +99,7 @@ class ClassMaskFiles:
         Raises:
             DataError: A file cannot be read, or the files differ in size.
         """
-        layers = [file.read() for file in self.files]
-        for file, layer in zip(self.files, layers, strict=True):
-            if layer.shape != layers[0].shape:
-                raise DataError(
-                    f"mask {file} is {size_text(layer.shape)}, but {self.files[0]} is {size_text(layers[0].shape)}: "
-                    "expected one size for all classes of an image"
-                )
-        return np.stack(layers, axis=-1)
+        return stack_classes(self.files)
 
 
 @dataclass(frozen=True)
@@ -137,6 +131,22 @@ class RunLengths:
             return rle.decode(self.runs, self.height, self.width)
         except DataError as error:
             raise DataError(f"{self.line}: {error}") from error
+
+
+def stack_classes(masks: Sequence[MaskSource]) -> npt.NDArray[np.uint8]:
+    """One multilabel mask of a binary one `(H, W)` for each class: shape `(H, W, K)`.
+
+    Raises:
+        DataError: One cannot be read, or they differ in size.
+    """
+    layers = [mask.read() for mask in masks]
+    for mask, layer in zip(masks, layers, strict=True):
+        if layer.shape != layers[0].shape:
+            raise DataError(
+                f"mask {mask} is {size_text(layer.shape)}, but {masks[0]} is {size_text(layers[0].shape)}: "
+                "expected one size for all classes of an image"
+            )
+    return np.stack(layers, axis=-1)
 
 
 def digest_of(content: bytes) -> str:

@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from smp_ensemble.tracking import names
-from smp_ensemble.tracking.flavor import MODEL_TYPE, log_folder
+from smp_ensemble.tracking.flavor import log_folder
 from smp_ensemble.tracking.report import draw_overlay_sheet
 from smp_ensemble.tracking.runs import TrackedRun, attach, open_run
 from smp_ensemble.typing import DatasetReference, Snapshot, Task
@@ -103,7 +103,7 @@ class Delivery:
                 source_run_id=child.run_id,
                 tags=tags,
                 params=content["params"],
-                model_type=MODEL_TYPE,
+                model_type=names.MODEL_TYPE,
             ).model_id
             entry.remember(model_id=model_id)
         log_folder(client, entry.folder / MODEL_FOLDER, model_id=model_id, run_id=child.run_id, step=content["step"])

@@ -22,8 +22,6 @@ from smp_ensemble.tracking.runs import TrackedRun, attach, tracked_run
 if TYPE_CHECKING:
     from smp_ensemble.ensembling.ensemble import Ensemble
 
-MODEL_TYPE = "segmentation"
-
 
 def save_model(ensemble: Ensemble, path: str | Path, *, signature: str = "params") -> None:
     """Saves an ensemble as an MLflow model in a new local folder.
@@ -121,7 +119,7 @@ def _log(
         source_run_id=run.run_id,
         params=params,
         tags={names.KIND: names.ENSEMBLE, **(tags or {})},
-        model_type=MODEL_TYPE,
+        model_type=names.MODEL_TYPE,
     )
     try:
         log_folder(run.client, folder, model_id=logged.model_id, run_id=run.run_id, signature=signature)
@@ -208,6 +206,10 @@ class PyfuncModel:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+
+    def get_raw_model(self) -> Engine:
+        """The engine, for `mlflow.pyfunc.load_model(uri).get_raw_model()`."""
+        return self.engine
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
         """Answers arrays with arrays and DataFrames with DataFrames; see `inference.payload.answer`."""

@@ -12,6 +12,9 @@ SNAPSHOTS_LINK = "smp_ensemble.snapshots_link"
 PICK = "ensemble"
 """The tag that people set in the UI to pick members: `ensemble=NAME`."""
 
+MODEL_TYPE = "segmentation"
+"""What MLflow calls a model's type: of ours, and what our evaluator takes."""
+
 PARENT_RUN = "mlflow.parentRunId"
 RUN_NAME = "mlflow.runName"
 NOTE = "mlflow.note.content"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from smp_ensemble.ensembling.member import Member
-from smp_ensemble.evaluation.measuring import measure_all
+from smp_ensemble.evaluation.measuring import measure_all, member_names
 from smp_ensemble.evaluation.predictions import Predictions
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.precision import choose_device
@@ -84,8 +84,7 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     check_leaks(members, data, options.split)
     engine = Engine(loaded, choose_device(options.accelerator), options.precision, options.passes, options.views)
     predictions = Predictions(engine, data, batch_size=options.batch_size, label=options.split)
-    labels = [member.source.removeprefix("models:/")[:12] or f"member {index}" for index, member in enumerate(members)]
-    measurement = measure_all(predictions, split=options.split, names=labels)
+    measurement = measure_all(predictions, split=options.split, names=member_names(loaded))
     with tracked_run(names.EVALUATION, experiment=options.experiment) as run:
         run.log_params(
             {

@@ -6,39 +6,19 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smp_ensemble.evaluation.measuring import choose_examples
-from smp_ensemble.evaluation.page import write_page
 from smp_ensemble.inference.masks import make_mask
+from smp_ensemble.tracking.pages import REPORT_FOLDER, log_report
 from smp_ensemble.tracking.report import draw_overlay_sheet, truth_for_overlay
 from smp_ensemble.training.previews import preview_indices
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from smp_ensemble.data.datasets import SegmentationDataset
-    from smp_ensemble.evaluation.measurement import Measurement
     from smp_ensemble.inference.engine import Engine
     from smp_ensemble.tracking.runs import TrackedRun
 
-REPORT_FOLDER = "report"
-
-
-def log_report(
-    run: TrackedRun,
-    measurement: Measurement,
-    data: SegmentationDataset,
-    engine: Engine,
-    *,
-    title: str,
-    notes: Sequence[str] = (),
-) -> None:
-    """Keeps `report/report.html` with its figures as PNG and its numbers as JSON."""
-    examples = choose_examples(measurement, data, engine)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_page(measurement, examples, folder, title=title, notes=notes)
-        for path in sorted(folder.iterdir()):
-            run.log_file(path, REPORT_FOLDER)
+__all__ = ["REPORT_FOLDER", "log_overlays", "log_report"]
 
 
 def log_overlays(run: TrackedRun, data: SegmentationDataset, predictors: Mapping[str, Engine]) -> None:
