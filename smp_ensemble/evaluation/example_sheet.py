@@ -58,9 +58,9 @@ def draw_examples(examples: Sequence[Example], task: Task) -> Figure:
         raise ValueError("expected at least one example, came none")
     shapes = [example.image.shape for example in examples]
     cell = (WIDTH - 0.5) / len(COLUMNS)
-    heights = [cell * min(max(shape[0] / shape[1], 0.4), 1.6) for shape in shapes]
+    heights = [cell * min(max(shape[0] / shape[1], 0.75), 1.6) for shape in shapes]
     present = sorted(set().union(*(_classes(example, task) for example in examples)))
-    bottom = 0.35 + 0.19 * max(3, math.ceil(len(present) / LEGEND_COLUMNS))
+    bottom = 0.12 + 0.19 * max(3, math.ceil(len(present) / LEGEND_COLUMNS))
     figure = new_figure(sum(heights) + 0.14 * len(examples) + bottom + 0.55, pads=(0.03, 0.05))
     layout = figure.add_gridspec(len(examples) + 1, len(COLUMNS), height_ratios=[*heights, bottom])
     scale = max([float(np.nanmax(example.entropy, initial=0.0)) for example in examples] + [1e-3])

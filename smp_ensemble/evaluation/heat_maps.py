@@ -40,7 +40,8 @@ def draw_diversity(measurement: Measurement) -> Figure:
     if diversity is None:
         raise ValueError("expected an ensemble of several members, came one: it has no diversity to draw")
     members = len(diversity.errors)
-    figure = new_figure(3.7)
+    names = [plain(member.name, 24) for member in measurement.members]
+    figure = new_figure(4.15 - 0.02 * max(len(name) for name in names))  # names take from the width of the maps
     panels = figure.subplots(1, 3)
     correlation = _off_diagonal(diversity.error_correlation)
     disagreement = _off_diagonal(diversity.disagreement)
@@ -51,14 +52,13 @@ def draw_diversity(measurement: Measurement) -> Figure:
     _draw_matrix(
         figure, panels[2], diversity.double_fault, "double fault", "% of pixels that both get wrong", percentages=True
     )
-    names = [member.name for member in measurement.members]
     ticks = list(range(members))
     fifth = ticks if members <= NUMBERED else sorted({0, *range(4, members, 5)})
     size = SMALL if members <= NUMBERED else max(3.0, SMALL - 0.1 * members)
     for axes in panels:
         axes.set_xticks(fifth, [str(tick + 1) for tick in fifth])
         axes.set_yticks(fifth, [str(tick + 1) for tick in fifth])
-    panels[0].set_yticks(ticks, [f"{plain(name, 24)}  {tick + 1}" for tick, name in enumerate(names)], fontsize=size)
+    panels[0].set_yticks(ticks, [f"{name}  {tick + 1}" for tick, name in enumerate(names)], fontsize=size)
     pairs = f"Two members disagree on {percent(_mean(disagreement))} of pixels"
     together = "" if np.isnan(correlation).all() else f"; their errors correlate with {number(_mean(correlation), 2)}"
     title = f"{pairs}{together}"

@@ -96,8 +96,8 @@ def build_page(
     metrics = measurement.ensemble.score.metrics
     tiles = [
         element("li", element("span", sections.COLUMNS[name][0]), element("b", number(metrics[name])))
-        for name in _TILES
-        if name in metrics
+        for name in sections.shown_metrics([measurement.ensemble])
+        if name in _TILES
     ]
     known = ", ".join(f"{name} {number_}" for name, number_ in versions().items())
     return document(

@@ -49,3 +49,5 @@ EXAMPLES = (
     "Colours are classes, laid over the image. Errors are marked on a pale image; ignored pixels are none. Entropy "
     "has one scale for all rows: where it is bright over an error, the model knew that it was unsure."
 )
+
+MULTILABEL = "Where classes may overlap, every pair of a pixel and a class counts as a pixel."

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from smp_ensemble.evaluation.findings import Findings
-    from smp_ensemble.evaluation.measurement import Measurement
+    from smp_ensemble.evaluation.measurement import Measurement, ModelMeasurement
 
     Figures = Mapping[str, Picture]
 
@@ -33,8 +33,9 @@ _LEVEL = f"{100 * LEVEL:.0f} %"
 def models(measurement: Measurement, findings: Findings, figures: Figures) -> Html:
     """All models by all metrics, and the paired differences."""
     parts: list[str] = [_models_table(measurement)]
+    how = f"{reading.SCORES} {reading.MULTILABEL}" if measurement.task.mode == "multilabel" else reading.SCORES
     if not measurement.members:
-        return section("models", "Scores", *parts, how=reading.SCORES)
+        return section("models", "Scores", *parts, how=how)
     rows = [
         [f"{index}. {member.name}", number(found.estimate, signed=True), _range(found.low, found.high, signed=True),
          p_text(found.p_value).removeprefix("p = ").removeprefix("p ")]
@@ -44,7 +45,7 @@ def models(measurement: Measurement, findings: Findings, figures: Figures) -> Ht
     parts += _picture(figures, "differences")
     parts.append(table(headings, rows, caption="IoU of the ensemble minus IoU of each member, on the same images"))
     least = f"{findings.resamples} resamples give no p-value below {2 / (findings.resamples + 1):.3f}."
-    how = f"{reading.SCORES} {reading.DIFFERENCES} {least}"
+    how = f"{how} {reading.DIFFERENCES} {least}"
     return section("models", "The ensemble and its members", *parts, how=how)
 
 
@@ -52,6 +53,8 @@ def classes(measurement: Measurement, findings: Findings, figures: Figures) -> H
     """Each class with its interval, and what members reach."""
     counts, metrics = measurement.ensemble.counts, measurement.ensemble.score.metrics
     headings = ["Class", "Images with it", "Pixels", "IoU\u00a0↑", f"{_LEVEL} interval", "Dice\u00a0↑"]
+    outlined = any(name.startswith("boundary_iou/") for name in metrics)
+    headings += ["Boundary IoU\u00a0↑"] if outlined else []
     headings += ["Members' IoU", "Best member's IoU"] if measurement.members else []
     rows = []
     for index, name in enumerate(measurement.task.output_names):
@@ -59,12 +62,14 @@ def classes(measurement: Measurement, findings: Findings, figures: Figures) -> H
         pixels = f"{int(there.sum()):,}".replace(",", "\u202f")
         row = [name, str(int((there > 0).sum())), pixels, number(found.estimate),
                _range(found.low, found.high), number(metrics.get(f"dice/{name}", math.nan))]  # fmt: skip
+        row += [number(metrics.get(f"boundary_iou/{name}", math.nan))] if outlined else []
         rows.append(row + _members_of(findings, [each[index].estimate for each in findings.classes[:-1]]))
     mean = None
     if len(rows) > 1:
         mean, found = len(rows), findings.means[-1]
         row = ["mean over classes", str(len(counts)), "", number(found.estimate), _range(found.low, found.high),
                number(metrics["dice"])]  # fmt: skip
+        row += [number(metrics["boundary_iou"])] if outlined else []
         rows.append(row + _members_of(findings, [each.estimate for each in findings.means[:-1]]))
     caption = "IoU of each class"
     if findings.units > 1:
@@ -136,7 +141,7 @@ def examples(figures: Figures) -> Html | None:
 
 
 def _models_table(measurement: Measurement) -> Html:
-    shown = [name for name in COLUMNS if any(name in model.score.metrics for model in measurement.models)]
+    shown = shown_metrics(measurement.models)
     values = {name: [model.score.metrics.get(name, math.nan) for model in measurement.models] for name in shown}
     best = {name: _best(values[name], COLUMNS[name][1]) for name in shown}
     rows: list[Sequence[Cell | str]] = []
@@ -149,6 +154,13 @@ def _models_table(measurement: Measurement) -> Html:
     if measurement.members:
         caption += " Shaded and bold: the best of its column."
     return table(headings, rows, caption=caption, strong=len(rows) - 1 if measurement.members else None)
+
+
+def shown_metrics(models: Sequence[ModelMeasurement]) -> list[str]:
+    """The metrics that any of the models has; the share of decided pixels only where one rejects some."""
+    shown = [name for name in COLUMNS if any(name in model.score.metrics for model in models)]
+    rejects = any(model.score.metrics.get("coverage", 1.0) < 1 for model in models)
+    return shown if rejects else [name for name in shown if name != "coverage"]
 
 
 def _best(values: Sequence[float], direction: int) -> float | None:

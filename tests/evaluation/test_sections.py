@@ -84,6 +84,22 @@ def test_coverage_is_shown_where_pixels_are_rejected_and_has_no_best():
     assert max(column for _, column in found.best) < len(found.tables[0][0]) - 1
 
 
+def test_coverage_is_left_out_where_no_pixel_is_rejected():
+    measurement = fake_measurement()
+    measurement = replace(measurement, ensemble=with_metric(measurement.ensemble, "coverage", 1.0))
+    assert "Coverage" not in read(measurement, "models", find(measurement)).tables[0][0]
+
+
+def test_classes_have_their_boundary_iou_where_it_was_measured():
+    measurement = fake_measurement()
+    measurement = replace(measurement, ensemble=with_metric(measurement.ensemble, "boundary_iou/road", 0.3125))
+    (table,) = read(measurement, "classes", find(measurement)).tables
+    column = table[0].index("Boundary IoU\u00a0↑")
+    overall = f"{measurement.ensemble.score.metrics['boundary_iou']:.4f}"
+    assert [row[column] for row in table[1:]] == ["–", "–", "0.3125", "–", "–", overall]
+    assert len({len(row) for row in table}) == 1
+
+
 def test_differences_have_intervals_and_p_values():
     measurement = fake_measurement()
     findings = find(measurement)
