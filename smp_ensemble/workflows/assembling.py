@@ -15,6 +15,7 @@ from smp_ensemble.ensembling.member import Member
 from smp_ensemble.ensembling.postprocessing import PostProcessing
 from smp_ensemble.ensembling.selection import make_selector
 from smp_ensemble.evaluation.fitting import fit_temperatures, sample_pixels, tune_postprocessing, tune_thresholds
+from smp_ensemble.evaluation.guards import check_leaks, task_of
 from smp_ensemble.evaluation.measuring import measure_all
 from smp_ensemble.evaluation.predictions import Predictions
 from smp_ensemble.exceptions import ConfigError, NetworkError
@@ -23,7 +24,7 @@ from smp_ensemble.precision import choose_device
 from smp_ensemble.tracking.flavor import load_model
 from smp_ensemble.typing import FittedCombiner
 from smp_ensemble.workflows.combining import AUTO, Combination
-from smp_ensemble.workflows.guards import check_fits, check_leaks, task_of
+from smp_ensemble.workflows.guards import check_fits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from smp_ensemble.ensembling.ensemble import Ensemble
+from smp_ensemble.evaluation.guards import check_leaks
 from smp_ensemble.evaluation.scoring import Meter, measure, pooled
 from smp_ensemble.exceptions import LeakError
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.precision import choose_device
 from smp_ensemble.workflows.assembling import load_snapshot
-from smp_ensemble.workflows.guards import check_leaks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,11 +16,12 @@ from smp_ensemble.inference.engine import Engine
 from smp_ensemble.tracking import names
 from smp_ensemble.tracking.candidates import find_candidates
 from smp_ensemble.tracking.flavor import log_model, register
+from smp_ensemble.tracking.pages import REPORT_FOLDER, log_report
 from smp_ensemble.tracking.runs import TrackedRun, tracked_run
 from smp_ensemble.tracking.search import first_experiment
 from smp_ensemble.workflows.assembling import Built, assemble
 from smp_ensemble.workflows.combining import combination_of
-from smp_ensemble.workflows.reporting import REPORT_FOLDER, log_overlays, log_report
+from smp_ensemble.workflows.reporting import log_overlays
 from smp_ensemble.workflows.results import Report
 from smp_ensemble.workflows.train import load_splits
 
@@ -212,9 +213,23 @@ def _track(
     shown, measurement = (splits.test, test) if splits.test is not None else (splits.val, built.validation)
     assert measurement is not None
     log_overlays(run, shown, {"best member": _alone(built, best), "ensemble": built.engine})
-    notes = [f"{key}: {value}" for key, value in _params(built, options).items() if value not in {"", None}]
-    log_report(run, measurement, shown, built.engine, title=f"Ensemble of {len(built.members)}", notes=notes)
+    title = f"Ensemble of {len(built.members)}"
+    log_report(run, measurement, shown, built.engine, title=title, notes=[_describe(ensemble)])
     return uri
+
+
+def _describe(ensemble: Ensemble) -> str:
+    """In one line how members are combined; what is as always is left out."""
+    parts = [f"combiner {ensemble.combiner}", f"temperature {ensemble.temperature:.3g}"]
+    if len(set(ensemble.weights)) > 1:
+        parts.append(f"weights {', '.join(f'{weight:.3g}' for weight in ensemble.weights)}")
+    if ensemble.views != ("none",):
+        parts.append(f"views {'+'.join(ensemble.views)}")
+    if ensemble.reject:
+        parts.append(f"rejects up to {ensemble.reject:g}")
+    if ensemble.postprocess.active:
+        parts.append(f"post-processing {json.dumps(ensemble.postprocess.to_dict())}")
+    return "; ".join(parts)
 
 
 def _params(built: Built, options: EnsembleOptions) -> dict[str, Any]:

@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from smp_ensemble.ensembling.member import Member
+from smp_ensemble.evaluation.guards import check_leaks, task_of
 from smp_ensemble.evaluation.measuring import measure_all, member_names
 from smp_ensemble.evaluation.predictions import Predictions
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.precision import choose_device
 from smp_ensemble.tracking import names
 from smp_ensemble.tracking.flavor import load_model
+from smp_ensemble.tracking.pages import REPORT_FOLDER, log_report
 from smp_ensemble.tracking.runs import tracked_run
-from smp_ensemble.workflows.guards import check_fits, check_leaks, task_of
-from smp_ensemble.workflows.reporting import REPORT_FOLDER, log_overlays, log_report
+from smp_ensemble.workflows.guards import check_fits
+from smp_ensemble.workflows.reporting import log_overlays
 from smp_ensemble.workflows.results import Report
 from smp_ensemble.workflows.train import load_splits
 

@@ -1,16 +1,13 @@
-"""What must hold before a model is scored: it fits the data, and was not trained on these images."""
+"""What must hold before a model meets data: it fits them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from smp_ensemble.evaluation.guards import check_leaks, task_of
 from smp_ensemble.exceptions import NetworkError
 
 if TYPE_CHECKING:
     from smp_ensemble.typing import Task
-
-__all__ = ["check_fits", "check_leaks", "task_of"]
 
 
 def check_fits(uri: str, task: Task, wanted: Task) -> None:

@@ -1,4 +1,4 @@
-"""What a scored model leaves in its run beside numbers: the evaluation page, its figures, and a sheet of overlays."""
+"""What a scored model leaves in its run beside numbers: a sheet of overlays."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smp_ensemble.inference.masks import make_mask
-from smp_ensemble.tracking.pages import REPORT_FOLDER, log_report
 from smp_ensemble.tracking.report import draw_overlay_sheet, truth_for_overlay
 from smp_ensemble.training.previews import preview_indices
 
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
     from smp_ensemble.data.datasets import SegmentationDataset
     from smp_ensemble.inference.engine import Engine
     from smp_ensemble.tracking.runs import TrackedRun
-
-__all__ = ["REPORT_FOLDER", "log_overlays", "log_report"]
 
 
 def log_overlays(run: TrackedRun, data: SegmentationDataset, predictors: Mapping[str, Engine]) -> None:

@@ -6,8 +6,10 @@ import base64
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -260,6 +262,18 @@ def test_members_are_not_scored_on_their_training_images(tracking, make_data, ma
     with caplog.at_level(logging.WARNING, "smp_ensemble"):
         score(unknown, read_frame(folder, "binary"))
     assert f"{unknown} does not say which images it was trained on" in caplog.text
+
+
+def test_the_example_of_the_documents_runs(tracking, make_data, make_ensemble, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+    log_model(make_ensemble("binary"), registered_model_name="fields")
+    tracking.set_registered_model_alias("fields", "champion", "1")
+    make_data("binary").rename("fields")
+    exec(compile(block, "evaluation.md", "exec"), {})
+    score, uri = capsys.readouterr().out.split()
+    assert 0 < float(score) < 1
+    assert uri.endswith("/report/report.html")
 
 
 @pytest.mark.filterwarnings("ignore")
