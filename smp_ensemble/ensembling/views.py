@@ -210,9 +210,10 @@ def average_views(
     Returns:
         Shape `(N, K, H, W)`. One view that is the image itself is predicted as it is, bit for bit.
     """
-    if tuple(views) == (IDENTITY,):
-        return predict(images)
     count, size = len(images), (images.shape[-2], images.shape[-1])
+    if tuple(views) == (IDENTITY,):
+        at_once = count if max_pixels is None else max(1, max_pixels // math.prod(size))
+        return _predict_in_parts(images, predict, at_once)
     total: Tensor | None = None
     for group, at_once in _batches(views, count, size, max_pixels):
         probabilities = _predict_in_parts(torch.cat([view.forward(images) for view in group]), predict, at_once)

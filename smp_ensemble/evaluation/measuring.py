@@ -196,12 +196,17 @@ def _watched(
 
 
 def choose_examples(measurement: Measurement, data: SegmentationDataset, engine: Engine) -> list[Example]:
-    """A few of the best and of the worst images, by the ensemble's IoU on each; none that holds no class."""
+    """A few of the best and of the worst images, by the ensemble's mean IoU over the classes that are truly there.
+
+    Images without any class to find are left out while there are others: a single wrong pixel gives them the worst
+    score of all.
+    """
     tp, fp, fn = np.moveaxis(measurement.ensemble.counts.astype(float), -1, 0)
-    union = tp + fp + fn
-    iou = np.divide(tp, union, out=np.full_like(tp, np.nan), where=union > 0)
-    known = np.flatnonzero(~np.isnan(iou).all(axis=1))
-    scores = {int(index): float(np.nanmean(iou[index])) for index in known}
+    present, union = tp + fn > 0, tp + fp + fn
+    if not present.any():
+        present = union > 0
+    iou = np.divide(tp, union, out=np.full_like(tp, np.nan), where=present)
+    scores = {int(index): float(np.nanmean(iou[index])) for index in np.flatnonzero(present.any(axis=1))}
     ranked = sorted(scores, key=lambda index: (-scores[index], index))
     chosen = list(dict.fromkeys([*ranked[:EXAMPLES], *ranked[-EXAMPLES:]]))
     examples = []
