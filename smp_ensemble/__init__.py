@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from smp_ensemble.data.normalization import Normalization as Normalization
     from smp_ensemble.ensembling.ensemble import Ensemble as Ensemble
     from smp_ensemble.ensembling.member import Member as Member
+    from smp_ensemble.ensembling.postprocessing import PostProcessing as PostProcessing
     from smp_ensemble.inference.engine import Engine as Engine
     from smp_ensemble.tracking.flavor import load_model as load_model
     from smp_ensemble.tracking.flavor import log_model as log_model
@@ -36,6 +37,7 @@ _WHERE = {
     "Normalization": "data.normalization",
     "Ensemble": "ensembling.ensemble",
     "Member": "ensembling.member",
+    "PostProcessing": "ensembling.postprocessing",
     "Engine": "inference.engine",
     "search_snapshots": "tracking.search",
     "load_model": "tracking.flavor",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -59,6 +60,18 @@ def tracking(tmp_path, monkeypatch, empty_store):
 def tiny_splits() -> DataSplits:
     """24 synthetic binary scenes of 64x64; each split holds buildings."""
     return load_data(DATA[1])
+
+
+# One grey pixel.
+PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==")
+
+
+@pytest.fixture(autouse=True)
+def pictures_in_a_blink(request, monkeypatch):
+    """Every ensemble that is built draws six figures: outside the tests of figures they are made, but not rendered."""
+    monkeypatch.setattr("smp_ensemble.tracking.report.DPI", 40)
+    if "evaluation" not in request.path.parts and not request.node.get_closest_marker("figures"):
+        monkeypatch.setattr("smp_ensemble.evaluation.page.png_bytes", lambda figure: PIXEL)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 
 from smp_ensemble.ensembling.combiners import Vote
 from smp_ensemble.ensembling.temperature import TemperatureFit, apply_temperature
-from smp_ensemble.inference.tuning import Tuned, tune
+from smp_ensemble.evaluation.postprocess_search import Tuned, tune
 from smp_ensemble.metrics.threshold import ThresholdCurve
 from smp_ensemble.typing import IGNORE_INDEX, CombinerContext, PixelSample
 
@@ -141,7 +141,7 @@ def _tune_voters(predictions: Predictions) -> float:
 
 
 def tune_postprocessing(predictions: Predictions, candidates: dict[str, Any] | None = None) -> Tuned:
-    """Post-processing that raises the IoU on validation data: see `inference.tuning.tune`.
+    """Post-processing that raises the IoU on validation data: see `evaluation.postprocess_search.tune`.
 
     The ensemble's temperature and threshold are set before.
     """

@@ -137,7 +137,11 @@ def test_the_last_epoch_is_always_in_the_average(start, epochs, cycle_epochs, st
     assert all(step % steps_per_epoch == 0 for step in due)
     assert {later - earlier for earlier, later in pairwise(due)} <= {cycle_epochs * steps_per_epoch}
     assert due[0] >= swa_start_epoch(start, epochs, cycle_epochs) * steps_per_epoch
-    assert round(start * epochs) - cycle_epochs < due[0] / steps_per_epoch <= max(start * epochs + cycle_epochs, 1)
+    assert due[0] / steps_per_epoch <= max(start * epochs + cycle_epochs, 1)
+    # The first epoch from the start on that is whole cycles before the last one; at least one cycle is averaged.
+    earliest = min(round(start * epochs), epochs - cycle_epochs)
+    first = next(e for e in range(1, epochs + 1) if e >= earliest and (epochs - e) % cycle_epochs == 0)
+    assert due[0] == first * steps_per_epoch
 
 
 def test_an_exponential_average_takes_every_step():

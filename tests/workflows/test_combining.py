@@ -114,6 +114,8 @@ def test_every_combiner_is_fitted_logged_loaded_and_served_as_its_formula_says(c
         mask = mlflow.pyfunc.load_model(values["uri"]).predict(image[None])[0]
         assert (mask == by_hand(name, stack, ensemble)).mean() > 0.999, name  # floating point near the threshold
         assert values["test"][-1]["coverage"] == 1.0 if name != "majority" else values["test"][-1]["coverage"] <= 1.0
+        if name not in {"majority", "stacking"}:
+            continue
         _, again, _ = command("evaluate", *DATA, *SHORT, "--model", values["uri"])
         assert again["metrics"] == pytest.approx(values["test"][-1], nan_ok=True)
         for one, other in zip(again["members"], values["test"], strict=False):

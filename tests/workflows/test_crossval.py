@@ -10,10 +10,10 @@ import torch
 
 from smp_ensemble.data.normalization import imagenet
 from smp_ensemble.ensembling.member import Member
+from smp_ensemble.evaluation.scoring import Meter
 from smp_ensemble.typing import Snapshot, Task
 from smp_ensemble.workflows import crossval
 from smp_ensemble.workflows.crossval import LeftOutScores, score_left_out, summarize
-from smp_ensemble.evaluation.scoring import Meter
 
 TASK = Task("multiclass", ("land", "roof", "road"))
 

@@ -36,6 +36,7 @@ def pooled_iou(ensemble, data, threshold):
     return float(scores.compute()["iou"])
 
 
+@pytest.mark.figures
 def test_the_ensemble_is_the_mean_of_its_members_and_says_what_it_scored(command, trained, tracking):
     code, values, _ = command("ensemble", *DATA, *SHORT, "--register-as", "roofs", "--alias", "champion")
     assert code == 0

@@ -9,10 +9,10 @@ import pytest
 from scipy import ndimage
 
 from smp_ensemble.ensembling.postprocessing import Crf, PostProcessing
+from smp_ensemble.evaluation.postprocess_search import CANDIDATES, LEAST_GAIN, tune
 from smp_ensemble.exceptions import ConfigError, DataError
 from smp_ensemble.inference.crf import refine
 from smp_ensemble.inference.postprocess import clean
-from smp_ensemble.inference.tuning import CANDIDATES, LEAST_GAIN, tune
 
 R = 255
 CHEAP = {name: values for name, values in CANDIDATES.items() if name != "crf"}
