@@ -35,7 +35,7 @@ METRICS = ("iou", "boundary_iou", "ece", "nll", "brier", "aurc", "error_auroc", 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Scores all rows; what is done already is read from `--output`, seconds aside."""
+    """Scores all rows and keeps them in `--output`; rows that stand there from an earlier call stay."""
     options = parse(arguments)
     output = Path(options.output)
     rows: dict[str, dict[str, Any]] = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
@@ -96,6 +96,7 @@ def combinations(options: argparse.Namespace, views: str) -> dict[str, Combinati
     if views == "none":
         found["mean, uncalibrated"] = Combination("mean", views=views, calibrate="none")
         found["mean, reject=0.8"] = Combination("mean", views=views, reject=0.8)
+        found["vote, reject=0.75"] = Combination("vote", views=views, reject=0.75)
         found["mean, postprocess=auto"] = Combination("mean", views=views, postprocess=AUTO)
     return found
 

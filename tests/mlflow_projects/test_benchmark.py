@@ -8,6 +8,8 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from tiny import DATA as DATA_OPTION
+from tiny import SHORT, TINY
 
 FOLDER = Path(__file__).parents[2] / "mlflow_projects" / "benchmark"
 DATA = "synthetic:count=24,size=64,seed=5"
@@ -53,6 +55,26 @@ def test_a_row_is_what_the_commands_said_and_is_not_measured_twice(script, track
     assert f"| snapshot | 1 | 2 | {row['single_val']:.4f} / {row['single_test']:.4f} |" in printed
     monkeypatch.setattr(methods, "command", lambda *_: pytest.fail("measured again"))
     methods.main(arguments)
+
+
+@pytest.mark.slow
+def test_combiners_in_views_score_as_the_command_does(script, command, capsys):
+    command("train", *DATA_OPTION, *TINY, "--epochs", "2", "--cycles", "2")
+    arguments = ["--data", DATA, "--accelerator", "cpu", "--precision", "32", "--repeats", "1"]
+    script("combining").main([*arguments, "--views", "none;flips", "--combiners", "mean;majority"])
+    rows = json.loads(Path("combining.json").read_text(encoding="utf-8"))
+    assert {"none|mean", "flips|majority", "none|best member", "none|mean, reject=0.8"} <= set(rows)
+    assert "mean, postprocess=auto" in capsys.readouterr().out
+    for views, combiner in (("none", "mean"), ("flips", "majority")):
+        _, values, _ = command("ensemble", *DATA_OPTION, *SHORT, "--views", views, "--combiner", combiner)
+        row = rows[f"{views}|{combiner}"]
+        for split in ("val", "test"):
+            for name, value in row[split].items():
+                assert value == pytest.approx(values[split][-1][name], nan_ok=True, abs=1e-6)
+        assert row["threshold"] == values["thresholds"][-1]
+        assert row["seconds"] > 0
+    best = max(range(2), key=lambda index: values["val"][index]["iou"])
+    assert rows["flips|best member"]["test"]["iou"] == pytest.approx(values["test"][best]["iou"])
 
 
 def test_an_unknown_row_is_named(script, tracking):
