@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -93,9 +94,9 @@ class Measurement:
 
     @property
     def best_member(self) -> int:
-        """The member with the best IoU on this very data; the first of equals."""
-        scores = self.scores[:-1]
-        return max(range(len(scores)), key=lambda index: (scores[index].metrics["iou"], -index))
+        """The member with the best IoU on this very data; the first of equals, and never one without a score."""
+        ious = [score.metrics["iou"] for score in self.scores[:-1]]
+        return max(range(len(ious)), key=lambda index: (not math.isnan(ious[index]), ious[index], -index))
 
 
 @dataclass(frozen=True)

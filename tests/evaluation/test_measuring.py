@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.member import Member
 from smp_ensemble.ensembling.postprocessing import PostProcessing
 from smp_ensemble.evaluation.measuring import choose_examples, measure_all
+from smp_ensemble.evaluation.measurement import Score
 from smp_ensemble.evaluation.predictions import Predictions
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.inference.masks import make_mask
@@ -155,6 +157,17 @@ def test_an_ensemble_of_one_is_its_own_member(data):
     assert found.scores == [found.ensemble.score] * 2
     assert found.best_member == 0
     assert np.allclose(found.uncertainty[:, 1:], 0, atol=1e-6)  # members that are one agree
+
+
+def test_the_best_member_has_a_score(binary):
+    found = measure_all(Predictions(make_engine(binary, members=3), binary), split="test")
+    ious = [float("nan"), 0.4, 0.4]
+    members = [
+        replace(one, score=Score(0.5, {**one.score.metrics, "iou": iou}))
+        for one, iou in zip(found.members, ious, strict=True)
+    ]
+    assert replace(found, members=members).best_member == 1
+    assert replace(found, members=members[:1] * 2).best_member == 0
 
 
 def test_uncertainty_is_the_mean_over_the_valid_pixels_of_each_image(binary):
