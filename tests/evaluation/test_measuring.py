@@ -17,8 +17,8 @@ from smp_ensemble.data.normalization import Normalization
 from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.member import Member
 from smp_ensemble.ensembling.postprocessing import PostProcessing
-from smp_ensemble.evaluation.measuring import choose_examples, measure_all
 from smp_ensemble.evaluation.measurement import Score
+from smp_ensemble.evaluation.measuring import choose_examples, measure_all
 from smp_ensemble.evaluation.predictions import Predictions
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.inference.masks import make_mask
