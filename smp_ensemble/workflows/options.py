@@ -242,6 +242,7 @@ class SnapshotsOptions:
     where: str = option("", "filter on snapshot runs, as typed in the tracking UI; empty: all")
     experiment: str | None = option(None, "MLflow experiments, by name, separated by commas", str)
     metric: str = option("val_iou", "ranks them")
+    dataset: str = option("", "digest (or its beginning) of the data that scores were measured on; empty: the only one")
     limit: int = option(20, "at most so many", parse_positive)
 
 

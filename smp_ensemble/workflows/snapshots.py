@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from smp_ensemble.tracking.candidates import find_candidates
+from smp_ensemble.tracking.candidates import find_candidates, known_digest
 from smp_ensemble.tracking.search import link_to
 from smp_ensemble.workflows.results import Report
 from smp_ensemble.workflows.train import pick_advice
@@ -18,10 +18,17 @@ def snapshots(options: SnapshotsOptions) -> Report:
 
     Raises:
         NothingFoundError: Nothing matches.
-        ConfigError: MLflow cannot read the filter.
+        ConfigError: MLflow cannot read the filter; or scores were measured on several data sets, and none is named.
     """
+    digest = None
+    if options.dataset:
+        digest = known_digest(options.dataset, experiment=options.experiment, metric=options.metric)
     found = find_candidates(
-        where=options.where, experiment=options.experiment, metric=options.metric, limit=options.limit
+        where=options.where,
+        experiment=options.experiment,
+        metric=options.metric,
+        limit=options.limit,
+        dataset_digest=digest,
     )
     rows = [
         {
