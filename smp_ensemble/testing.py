@@ -1,4 +1,4 @@
-"""For authors of trainers, combiners and stores: checks that promises are kept, and a store in memory."""
+"""For authors of trainers, combiners, selectors and stores: checks that promises are kept, and a store in memory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from smp_ensemble.typing import (
+    MODES,
     Averager,
     CombinerContext,
     FittedCombiner,
@@ -20,6 +21,7 @@ from smp_ensemble.typing import (
     Resampling,
     Snapshot,
     SnapshotRecord,
+    Task,
     Trainer,
 )
 
@@ -183,6 +185,60 @@ def check_combiner(combiner: Callable[[CombinerContext], Combiner], mode: Mode) 
         return
     _require(_close(found, combined(order[::-1])), f"{name}: the order of members must not matter")
     _check_copies(combiner, context, members[0])
+
+
+def check_selector(selector: Any) -> None:
+    """Checks that a selector is what `smp_ensemble` expects of one; call it from your own tests.
+
+    One that needs predictions (`needs_predictions = True`) is asked with made-up ones, in every mode.
+
+    Args:
+        selector: The function, or an object of the class, that an entry point names.
+
+    Raises:
+        AssertionError: Names the broken promise.
+
+    Example:
+        >>> from smp_ensemble.ensembling.selection import select_top_k
+        >>> check_selector(select_top_k)
+    """
+    from smp_ensemble.ensembling.pool import METRICS, CandidatePool
+    from smp_ensemble.ensembling.selection import Selection, needs_predictions
+    from smp_ensemble.ensembling.tally import Block
+
+    name = getattr(selector, "__name__", type(selector).__name__)
+    for count in (1, 5):
+        snapshots = [Snapshot(f"models:/m-{index}", f"run{index}", 5 - index) for index in range(count)]
+        if not needs_predictions(selector):
+            found, again = (selector(list(snapshots), 3) for _ in range(2))
+            _require(
+                isinstance(found, list) and found == again, f"{name} must give the same list for the same candidates"
+            )
+            _check_members(found, snapshots, name)
+            continue
+        for mode in MODES:
+            task = Task(mode, ("a", "b", "c")[: 2 if mode == "binary" else 3])
+            rng = np.random.default_rng(0)
+            shape = (count, task.num_outputs if mode == "multiclass" else 1, 30)
+            planes = range(task.num_outputs if mode == "multilabel" else 1)
+            truths = [10] * 3 if mode == "multiclass" else [18, 12]
+            blocks = [Block(rng.integers(0, 256, shape, dtype=np.uint8), truths, plane) for plane in planes]
+            for metric in METRICS:
+                found, again = (selector(CandidatePool(snapshots, task, metric, blocks), 3) for _ in range(2))
+                _require(isinstance(found, Selection), f"{name} must give a Selection, got {type(found).__name__}")
+                _require(found == again, f"{name} must give the same for the same candidates")
+                _check_members(found.members, snapshots, name)
+                _require(len(found.members) <= 3, f"{name} must give at most 3 members when asked, got {found.members}")
+                fits = len(found.weights) == len(found.members) and all(weight > 0 for weight in found.weights)
+                _require(fits, f"{name} must give each member a weight above 0, got {found.weights}")
+                _require(abs(sum(found.weights) - 1) < 1e-6, f"{name}: weights must sum to 1, got {found.weights}")
+                _require(0 <= found.kept <= len(found.path), f"{name}: kept must count steps of the path: {found.kept}")
+
+
+def _check_members(found: list[Snapshot], candidates: list[Snapshot], name: str) -> None:
+    _require(bool(found), f"{name} must give at least one member")
+    _require(all(one in candidates for one in found), f"{name} must give candidates only, got {found}")
+    _require(len({one.uri for one in found}) == len(found), f"{name} must give each member once, got {found}")
 
 
 def _fits(combiner: object) -> bool:

@@ -74,6 +74,12 @@ def pictures_in_a_blink(request, monkeypatch):
         monkeypatch.setattr("smp_ensemble.evaluation.page.png_bytes", lambda figure: PIXEL)
 
 
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch):
+    """Nothing is written to the home of whoever runs the tests; those of the cache name a folder."""
+    monkeypatch.setenv("SMP_ENSEMBLE_CACHE", "off")
+
+
 @pytest.fixture
 def make_tiny_network():
     """Makes small Unets, stride 8, from a seed."""

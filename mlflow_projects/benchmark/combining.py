@@ -24,8 +24,9 @@ from smp_ensemble.evaluation.measuring import measure_all
 from smp_ensemble.evaluation.predictions import Predictions
 from smp_ensemble.inference.masks import make_mask
 from smp_ensemble.precision import choose_device
-from smp_ensemble.workflows.assembling import fit_ensemble, load_members
+from smp_ensemble.workflows.assembling import fit_ensemble
 from smp_ensemble.workflows.combining import AUTO, Combination
+from smp_ensemble.workflows.loading import load_members
 from smp_ensemble.workflows.results import format_table
 
 VIEWS = "none;flips;d4;scales:0.75,1,1.25;flips+scales:0.75,1,1.25"

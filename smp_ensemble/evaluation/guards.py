@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from smp_ensemble.ensembling.member import Member
 from smp_ensemble.exceptions import LeakError
@@ -25,7 +25,21 @@ def task_of(ensemble: Ensemble) -> Task:
     return Task(ensemble.mode, ensemble.class_names, first.normalization.in_channels)
 
 
-def check_leaks(members: Iterable[Member], data: SegmentationDataset, what: str) -> None:
+class Trained(Protocol):
+    """What knows where it came from and which images it was trained on: a `Member`, or its files alone."""
+
+    @property
+    def source(self) -> str:
+        """Its address; may be empty."""
+        ...
+
+    @property
+    def training_images(self) -> frozenset[str] | None:
+        """Digests; None: unknown."""
+        ...
+
+
+def check_leaks(members: Iterable[Trained], data: SegmentationDataset, what: str) -> None:
     """Refuses to score members on images that they were trained on; warns where nobody knows.
 
     Args:

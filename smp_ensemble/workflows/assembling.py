@@ -13,25 +13,23 @@ from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.fitting import fit_weights
 from smp_ensemble.ensembling.member import Member
 from smp_ensemble.ensembling.postprocessing import PostProcessing
-from smp_ensemble.ensembling.selection import make_selector
 from smp_ensemble.evaluation.fitting import fit_temperatures, sample_pixels, tune_postprocessing, tune_thresholds
-from smp_ensemble.evaluation.guards import check_leaks, task_of
 from smp_ensemble.evaluation.measuring import measure_all
 from smp_ensemble.evaluation.predictions import Predictions
-from smp_ensemble.exceptions import ConfigError, NetworkError
+from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.precision import choose_device
-from smp_ensemble.tracking.flavor import load_model
 from smp_ensemble.typing import FittedCombiner
 from smp_ensemble.workflows.combining import AUTO, Combination
-from smp_ensemble.workflows.guards import check_fits
+from smp_ensemble.workflows.loading import load_members
+from smp_ensemble.workflows.selecting import MAX_CANDIDATES, Selecting, choose_members
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from smp_ensemble.data.forms import DataSplits
     from smp_ensemble.evaluation.measurement import Measurement
-    from smp_ensemble.typing import Snapshot, Task
+    from smp_ensemble.typing import Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -101,21 +99,6 @@ def assemble(
     return Built(predictions.ensemble, [members[index] for index in kept], predictions.engine, validation)
 
 
-def load_members(members: Sequence[Snapshot], splits: DataSplits) -> list[Member]:
-    """Loads and verifies tracked snapshots, none of which was trained on validation or test images.
-
-    Raises:
-        LeakError: One was.
-        NetworkError: One is an ensemble of several, or does not fit the data.
-        IntegrityError: A file is missing or changed.
-    """
-    loaded = [load_snapshot(member.uri, splits.task) for member in members]
-    for what, data in (("validation", splits.val), ("test", splits.test)):
-        if data is not None:
-            check_leaks(loaded, data, what)
-    return loaded
-
-
 def fit_ensemble(
     predictions: Predictions, combination: Combination, labels: Sequence[str]
 ) -> tuple[list[int], Predictions]:
@@ -175,31 +158,14 @@ def _calibrate(predictions: Predictions, members: Sequence[Member], combination:
         member.temperature, member.threshold = temperature, threshold
 
 
-def load_snapshot(uri: str, task: Task) -> Member:
-    """Loads and verifies one tracked snapshot.
-
-    Raises:
-        NetworkError: It is an ensemble of several, or does not fit the task.
-        IntegrityError: A file is missing or changed.
-    """
-    ensemble = load_model(uri)
-    if len(ensemble.members) != 1:
-        raise NetworkError(
-            f"{uri} is an ensemble of {len(ensemble.members)}, expected one snapshot: pick its members by id, or "
-            "by the name it is registered under"
-        )
-    check_fits(uri, task_of(ensemble), task)
-    (member,) = ensemble.members
-    assert isinstance(member, Member)
-    return member
-
-
 def build_ensemble(
     snapshots: Sequence[Snapshot],
     *,
     data: DataSplits,
     selector: str = "top-k",
     max_members: int = 5,
+    max_candidates: int = MAX_CANDIDATES,
+    metric: str = "val_iou",
     combiner: str = "mean",
     weights: Sequence[float] | Literal["fit"] | None = None,
     reject: float | None = None,
@@ -215,8 +181,11 @@ def build_ensemble(
         data: Its validation split tunes; no member may have been trained on its validation or test images.
         selector: Name in the entry-point group `smp_ensemble.selectors`.
         max_members: At most so many.
+        max_candidates: So many snapshots, the first, are looked at by a selector that needs predictions.
+        metric: What such a selector makes best: `val_iou`, `val_dice` or `val_nll`.
         combiner: Name in the entry-point group `smp_ensemble.combiners`.
-        weights: One for each member, in the selector's order, or `fit`.
+        weights: One for each member, in the selector's order, or `fit`. None: the selector's own where it has some and
+            the combiner is the mean; else equal.
         reject: Pixels whose decision does not get more probability (or share of votes) are 255 in masks.
         views: Test-time views: `none`, `flips`, `d4`, `scales:0.75,1,1.25`, or a product such as `d4+scales:1,1.25`.
         calibrate: `temperature` or `none`.
@@ -231,5 +200,6 @@ def build_ensemble(
     combination = Combination(combiner, weights, reject, views, calibrate, postprocess or PostProcessing())
     if not snapshots:
         raise ConfigError("expected at least one snapshot, got none: search_snapshots() lists what is tracked")
-    members = make_selector(selector)(snapshots, max_members)
-    return assemble(members, data, combination, precision=precision).ensemble
+    selecting = Selecting(selector, max_members, max_candidates, metric)
+    chosen = choose_members(snapshots, data, selecting, views=views, precision=precision)
+    return assemble(chosen.members, data, combination.weighted_by(chosen.weights), precision=precision).ensemble

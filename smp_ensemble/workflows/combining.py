@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from smp_ensemble.ensembling.combiners import casts_votes, combiner_class, fits_weights
@@ -64,6 +64,12 @@ class Combination:
     def wants_fitted_weights(self) -> bool:
         """Whether weights are to be fitted."""
         return self.weights == FIT or (self.weights is None and fits_weights(combiner_class(self.combiner)))
+
+    def weighted_by(self, weights: Sequence[float] | None) -> Combination:
+        """The same with a selector's weights, where the mean is taken and nothing else was asked for."""
+        if weights is None or self.weights is not None or self.combiner != "mean":
+            return self
+        return replace(self, weights=list(weights))
 
     def check_mode(self, mode: Mode) -> None:
         """Refuses what means nothing in a mode.

@@ -14,7 +14,7 @@ from smp_ensemble.evaluation.scoring import Meter, measure, pooled
 from smp_ensemble.exceptions import LeakError
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.precision import choose_device
-from smp_ensemble.workflows.assembling import load_snapshot
+from smp_ensemble.workflows.loading import load_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

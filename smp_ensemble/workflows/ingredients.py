@@ -12,7 +12,7 @@ from smp_ensemble.architectures import network_config
 from smp_ensemble.evaluation.guards import check_leaks
 from smp_ensemble.exceptions import ConfigError, NetworkError
 from smp_ensemble.tracking.candidates import find_candidates
-from smp_ensemble.workflows.assembling import load_snapshot
+from smp_ensemble.workflows.loading import load_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

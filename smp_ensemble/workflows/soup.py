@@ -19,8 +19,8 @@ from smp_ensemble.training.optimizers import freeze_encoder
 from smp_ensemble.training.refreshing import refresh_on_images
 from smp_ensemble.training.soups import Soup, greedy_soup, uniform_soup
 from smp_ensemble.typing import SnapshotRecord
-from smp_ensemble.workflows.assembling import load_snapshot
 from smp_ensemble.workflows.ingredients import SOUP, Ingredient, find_ingredients, share_encoder
+from smp_ensemble.workflows.loading import load_snapshot
 from smp_ensemble.workflows.results import Report
 from smp_ensemble.workflows.starting import describe_network
 from smp_ensemble.workflows.train import load_splits

@@ -16,8 +16,8 @@ from smp_ensemble.ensembling.member import Member
 from smp_ensemble.ensembling.spec import ENSEMBLE_FILE
 from smp_ensemble.evaluation.guards import check_leaks
 from smp_ensemble.exceptions import ConfigError
-from smp_ensemble.workflows.assembling import load_snapshot
 from smp_ensemble.workflows.checkpoints import find_checkpoints, load_checkpoint
+from smp_ensemble.workflows.loading import load_snapshot
 
 if TYPE_CHECKING:
     from torch import nn
