@@ -24,6 +24,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, 
 
 from smp_ensemble.tracking import names
 from smp_ensemble.tracking.candidates import find_candidates
+from smp_ensemble.tracking.search import search_snapshots
 from smp_ensemble.workflows.results import format_table
 
 if TYPE_CHECKING:
@@ -71,19 +72,19 @@ def queries() -> dict[str, Callable[[], Any]]:
     """What is asked, by the column that says how long it took."""
     asked = {"metric": "val_iou", "dataset_digest": DIGEST}
     return {
-        "top 20 (s)": lambda: find_candidates(limit=20, **asked),
-        "val_iou > 0.5 (s)": lambda: find_candidates(where="metrics.val_iou > 0.5", limit=20, **asked),
-        "val_iou < 0.1 (s)": lambda: find_candidates(where="metrics.val_iou < 0.1", limit=20, **asked),
-        "trainer = 'swa' (s)": lambda: find_candidates(where="params.trainer = 'swa'", limit=20, **asked),
+        "top 20 (s)": lambda: search_snapshots(limit=20, **asked),
+        "val_iou > 0.5 (s)": lambda: search_snapshots("metrics.val_iou > 0.5", limit=20, **asked),
+        "val_iou < 0.1 (s)": lambda: search_snapshots("metrics.val_iou < 0.1", limit=20, **asked),
+        "trainer = 'swa' (s)": lambda: search_snapshots("params.trainer = 'swa'", limit=20, **asked),
         "pick by tag (s)": lambda: find_candidates(pick=PICK, **asked),
-        "top 20, any data (s)": lambda: find_candidates(limit=20),
+        "top 20, any data (s)": lambda: search_snapshots(limit=20),
     }
 
 
 def measure(asked: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """Seconds of each query, and the most memory that any of them took, in another round: tracing slows down."""
     found: dict[str, float] = {}
-    find_candidates(limit=1)  # connecting is no part of a query
+    search_snapshots(limit=1)  # connecting is no part of a query
     for name, ask in asked.items():
         seconds = []
         for _ in range(repeats):

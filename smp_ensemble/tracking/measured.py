@@ -99,7 +99,7 @@ def described(client: mlflow.MlflowClient, experiment_ids: Sequence[str], found:
     """Names, digests and how many snapshots, for messages."""
     return "; ".join(
         f"{one.name} {one.digest} ({_count(client, experiment_ids, one)} snapshots)" if one.digest else one.name
-        for one in found
+        for one in sorted(found, key=lambda one: (one.name, one.digest))
     )
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import random
+import shutil
 from pathlib import Path
 
 import mlflow
 import pytest
 from tiny import DATA as DATA_OPTION
 from tiny import SHORT, TINY
+
+from smp_ensemble import search_snapshots
+from smp_ensemble.tracking.candidates import find_candidates
 
 FOLDER = Path(__file__).parents[2] / "mlflow_projects" / "benchmark"
 DATA = "synthetic:count=24,size=64,seed=5"
@@ -75,6 +80,27 @@ def test_combiners_in_views_score_as_the_command_does(script, command, capsys):
         assert row["seconds"] > 0
     best = max(range(2), key=lambda index: values["val"][index]["iou"])
     assert rows["flips|best member"]["test"]["iou"] == pytest.approx(values["test"][best]["iou"])
+
+
+@pytest.mark.slow
+def test_a_filled_store_answers_and_the_table_has_a_row_for_each_size(script, tracking, empty_store, tmp_path, capsys):
+    queries = script("queries")
+    queries.main(["--sizes", "30", "--repeats", "1"])
+    (run,) = mlflow.search_runs(output_format="list")
+    rows = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/queries.json")["rows"]
+    assert [row["snapshots"] for row in rows] == [30]
+    assert all(row[column] > 0 for row in rows for column in queries.queries())
+    assert "top 20 (s)" in capsys.readouterr().out
+    shutil.copy(empty_store, tmp_path / "filled.db")
+    queries.fill(tmp_path / "filled.db", 30, seed=1)
+    mlflow.set_tracking_uri(f"sqlite:///{(tmp_path / 'filled.db').as_posix()}")
+    draw = random.Random(1)
+    scores = [0.5, *(draw.random() for _ in range(29))]
+    found = search_snapshots()
+    assert [one.metrics["val_iou"] for one in found] == pytest.approx(sorted(scores, reverse=True))
+    assert len({one.run_id for one in found}) == 30
+    assert len(search_snapshots("params.trainer = 'swa'")) == len(search_snapshots("dataset.digest LIKE '0%'")) / 5
+    assert len(find_candidates(pick=queries.PICK)) == queries.PICKED
 
 
 def test_an_unknown_row_is_named(script, tracking):
