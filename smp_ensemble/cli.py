@@ -182,6 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("smp_ensemble").setLevel(logging.INFO)
+    # With a tracking server MLflow prints two lines for every run that ends, before our table or our JSON.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     try:
         report = run(arguments)
     except KeyboardInterrupt:
