@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.member import Member
-from smp_ensemble.ensembling.selection import make_selector
 from smp_ensemble.evaluation.measuring import measure_all
 from smp_ensemble.evaluation.predictions import Predictions
-from smp_ensemble.exceptions import ConfigError
+from smp_ensemble.exceptions import NothingFoundError
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.tracking import names
 from smp_ensemble.tracking.candidates import find_candidates
 from smp_ensemble.tracking.flavor import log_model, register
+from smp_ensemble.tracking.lineage import link_members, mark_used, members_table, registered_lineage
 from smp_ensemble.tracking.pages import REPORT_FOLDER, log_report
 from smp_ensemble.tracking.runs import TrackedRun, tracked_run
 from smp_ensemble.tracking.search import first_experiment
+from smp_ensemble.tracking.versions import describe_version
 from smp_ensemble.workflows.assembling import Built, assemble
 from smp_ensemble.workflows.combining import combination_of
+from smp_ensemble.workflows.promotion import Promotion, carry_out, check_champion, judge, rule_of
 from smp_ensemble.workflows.reporting import log_overlays
 from smp_ensemble.workflows.results import Report
+from smp_ensemble.workflows.selecting import choose_members, log_selection, selecting_of
 from smp_ensemble.workflows.train import load_splits
 
 if TYPE_CHECKING:
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
     from smp_ensemble.typing import Snapshot
     from smp_ensemble.workflows.options import EnsembleOptions
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class EnsembleResult:
@@ -42,11 +48,12 @@ class EnsembleResult:
         uri: `models:/m-...`, the logged model.
         run_id: Its run.
         registered: `name/version` where it was registered.
-        alias: Where one was given.
+        alias: The one that the new version has: that which was asked for, or `challenger`; None: none.
         members: The tracked snapshots.
         ensemble: As it was logged.
         validation: What it and its members score on validation data, each with its own threshold and temperature.
         test: The same thresholds and temperatures on test data; None without test data.
+        promotion: What became of the alias; None where none was asked for.
     """
 
     uri: str
@@ -57,6 +64,7 @@ class EnsembleResult:
     ensemble: Ensemble
     validation: Measurement
     test: Measurement | None
+    promotion: Promotion | None = None
 
     @property
     def best_member(self) -> int:
@@ -95,6 +103,17 @@ class EnsembleResult:
             if self.ensemble.reject:
                 row["coverage"] = (test or validation)[index].metrics["coverage"]
             rows.append(row)
+        promotion = self.promotion
+        if promotion is not None and promotion.champion is not None:
+            champion = promotion.champion
+            row = {
+                "member": f"{promotion.asked} {promotion.opponent}",
+                "threshold": round(champion.score.threshold, 3),
+                "test IoU": champion.score.metrics["iou"],
+                "test ECE": champion.score.metrics["ece"],
+                "coverage": champion.score.metrics["coverage"],
+            }
+            rows.append({heading: row.get(heading) for heading in rows[0]})
         values = {
             "uri": self.uri,
             "run_id": self.run_id,
@@ -108,11 +127,14 @@ class EnsembleResult:
             "val": [one.metrics for one in validation],
             "test": [one.metrics for one in test] if test is not None else None,
             "thresholds": [one.threshold for one in validation],
+            "promotion": promotion.values() if promotion is not None else None,
         }
         notes = [
             f"report: {REPORT_FOLDER}/report.html in run {self.run_id}",
             f'model = mlflow.pyfunc.load_model("{self.load_uri}")',
         ]
+        if promotion is not None:
+            notes.insert(1, promotion.sentence())
         return Report(values, rows, notes)
 
 
@@ -151,24 +173,26 @@ def ensemble(
         LeakError: A member was trained on validation or test images.
         NetworkError: Members do not fit each other or the data.
     """
-    combination = combination_of(options)
-    if options.alias and not options.register_as:
-        raise ConfigError(f"alias={options.alias} needs a registered model: pass register-as=NAME too")
+    combination, selecting = combination_of(options), selecting_of(options)
+    rule_of(options)
     splits = splits or load_splits(options)
+    check_champion(options, splits.task)
     if snapshots is None:
-        snapshots = find_candidates(
-            where=options.where,
-            pick=options.pick,
-            experiment=options.experiment,
-            metric=options.metric,
-            dataset_digest=splits.val.digest,
-        )
-    members = make_selector(options.selector)(snapshots, options.max_members)
-    built = assemble(
-        members,
+        snapshots = _find(options, splits)
+    chosen = choose_members(
+        snapshots,
         splits,
-        combination,
-        names=labels_of(members),
+        selecting,
+        views=combination.views,
+        batch_size=options.batch_size,
+        precision=options.precision,
+        accelerator=options.accelerator,
+    )
+    built = assemble(
+        chosen.members,
+        splits,
+        combination.weighted_by(chosen.weights),
+        names=labels_of(chosen.members),
         batch_size=options.batch_size,
         precision=options.precision,
         accelerator=options.accelerator,
@@ -177,16 +201,51 @@ def ensemble(
     if splits.test is not None:
         predictions = Predictions(built.engine, splits.test, batch_size=options.batch_size, label="test")
         test = measure_all(predictions, split="test", names=labels_of(built.members))
+    promotion = judge(options, built.engine, splits.test, test)
     # `where` may span experiments; the ensemble's own run belongs to the first.
     experiment = first_experiment(options.experiment)
     with tracked_run(names.ENSEMBLE, experiment=experiment, parent_run_id=parent_run_id) as run:
         uri = _track(run, built, options, splits, test)
+        log_selection(run, chosen.numbers)
+        note = _note(built, test)
+        link_members(run, uri.removeprefix("models:/"), built.members, note)
         registered = None
         if options.register_as:
-            registered = f"{options.register_as}/{register(uri, options.register_as, options.alias)}"
+            version = register(uri, options.register_as)
+            registered = f"{options.register_as}/{version}"
+            describe_version(options.register_as, version, note, {})
+        mark_used(built.members, registered or uri.removeprefix("models:/"))
+        if promotion is not None:
+            promotion = carry_out(promotion, run, version, note)  # moves the alias: the last step
+    alias = promotion.alias if promotion is not None else None
     return EnsembleResult(
-        uri, run.run_id, registered, options.alias, built.members, built.ensemble, built.validation, test
+        uri, run.run_id, registered, alias, built.members, built.ensemble, built.validation, test, promotion
     )
+
+
+def _find(options: EnsembleOptions, splits: DataSplits) -> list[Snapshot]:
+    """Candidates; where members of a registered ensemble are asked for, what became of them since."""
+    try:
+        found = find_candidates(
+            where=options.where,
+            pick=options.pick,
+            experiment=options.experiment,
+            metric=options.metric,
+            dataset_digest=splits.val.digest,
+        )
+    except NothingFoundError as error:
+        gone = [str(member) for member in registered_lineage(options.pick) if member.state == "deleted"]
+        if not gone:
+            raise
+        raise NothingFoundError(
+            f"snapshots that '{options.pick}' was made of are gone ({'; '.join(gone)}): that ensemble carries their "
+            "weights and works on; pick the others by id"
+        ) from error
+    uris = {snapshot.uri for snapshot in found}
+    for member in registered_lineage(options.pick):
+        if member.state == "altered" and member.source in uris:
+            logger.warning("since '%s' was built: %s", options.pick, member)
+    return found
 
 
 def _track(
@@ -216,6 +275,17 @@ def _track(
     title = f"Ensemble of {len(built.members)}"
     log_report(run, measurement, shown, built.engine, title=title, notes=[_describe(ensemble)])
     return uri
+
+
+def _note(built: Built, test: Measurement | None) -> str:
+    """What MLflow shows as the description: how members are combined, and who they are."""
+    columns: dict[str, list[float | None]] = {}
+    if built.ensemble.combiner != "stacking":
+        columns["weight"] = list(built.ensemble.weights)
+    for split, measurement in (("val", built.validation), ("test", test)):
+        if measurement is not None:
+            columns[f"{split} IoU"] = [one.metrics["iou"] for one in measurement.scores[:-1]]
+    return f"{_describe(built.ensemble)}\n\n{members_table(built.members, columns)}"
 
 
 def _describe(ensemble: Ensemble) -> str:

@@ -13,6 +13,7 @@ from smp_ensemble.inference.engine import Engine
 from smp_ensemble.precision import choose_device
 from smp_ensemble.tracking import names
 from smp_ensemble.tracking.flavor import load_model
+from smp_ensemble.tracking.lineage import verify_lineage
 from smp_ensemble.tracking.pages import REPORT_FOLDER, log_report
 from smp_ensemble.tracking.runs import tracked_run
 from smp_ensemble.workflows.guards import check_fits
@@ -21,6 +22,8 @@ from smp_ensemble.workflows.results import Report
 from smp_ensemble.workflows.train import load_splits
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from smp_ensemble.evaluation.measurement import Measurement
     from smp_ensemble.workflows.options import EvaluateOptions
 
@@ -34,12 +37,14 @@ class Evaluation:
         run_id: The run that keeps the scores.
         split: Which split.
         measurement: Of it and its members; members with the threshold and temperature that they would have alone.
+        lineage: What became of the snapshots that it was made from, if one of them is gone or altered.
     """
 
     model: str
     run_id: str
     split: str
     measurement: Measurement
+    lineage: Sequence[str] = ()
 
     def report(self) -> Report:
         """The table of scores."""
@@ -66,8 +71,10 @@ class Evaluation:
             "threshold": found.ensemble.score.threshold,
             "metrics": found.ensemble.score.metrics,
             "members": [one.score.metrics for one in found.members],
+            "lineage": list(self.lineage),
         }
-        return Report(values, rows, [f"report: {REPORT_FOLDER}/report.html in run {self.run_id}"])
+        notes = [f"report: {REPORT_FOLDER}/report.html in run {self.run_id}"]
+        return Report(values, rows, [*notes, *(f"note: {problem}" for problem in self.lineage)])
 
 
 def evaluate(options: EvaluateOptions) -> Evaluation:
@@ -105,4 +112,4 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
         run.log_metrics({f"{prefix}_{name}": value for name, value in own.items()}, dataset=reference)
         log_overlays(run, data, {"prediction": engine})
         log_report(run, measurement, data, engine, title=f"Evaluation of {options.model}")
-    return Evaluation(options.model, run.run_id, options.split, measurement)
+    return Evaluation(options.model, run.run_id, options.split, measurement, verify_lineage(options.model))

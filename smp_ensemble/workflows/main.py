@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 from smp_ensemble.workflows.combining import combination_of
 from smp_ensemble.workflows.ensemble import EnsembleResult, ensemble
+from smp_ensemble.workflows.promotion import check_champion, rule_of
 from smp_ensemble.workflows.results import Report
+from smp_ensemble.workflows.selecting import selecting_of
 from smp_ensemble.workflows.train import TrainResult, train
 
 if TYPE_CHECKING:
+    from smp_ensemble.typing import Task
     from smp_ensemble.workflows.options import MainOptions
 
 
@@ -35,7 +38,14 @@ def main(options: MainOptions) -> MainResult:
     All trainings of a plan are scored on one validation set, so their snapshots are ranked together.
     """
     combination = combination_of(options)  # what cannot be combined is found now, not after the training
-    training = train(options, lambda task: combination.check_mode(task.mode))
+    selecting_of(options)
+    rule_of(options)
+
+    def check(task: Task) -> None:
+        combination.check_mode(task.mode)
+        check_champion(options, task)
+
+    training = train(options, check)
     asked = bool(options.where.strip() or options.pick.strip())
     ranked = sorted(training.snapshots, key=lambda snapshot: -snapshot.metrics.get("val_iou", float("-inf")))
     result = ensemble(

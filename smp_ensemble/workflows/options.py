@@ -152,9 +152,18 @@ class EnsembleOptions(DataOptions):
     where: str = option("", "filter on snapshot runs, as typed in the tracking UI; empty: all")
     pick: str = option("", "tag value given in the UI (ensemble=NAME), model ids, or a registered model's name")
     experiment: str | None = option(None, "MLflow experiments, by name, separated by commas", str)
-    metric: str = option("val_iou", "ranks the candidates")
-    selector: str = option("top-k", "which candidates join: top-k, last or all")
+    metric: str = option(
+        "val_iou", "ranks the candidates, and is what greedy makes best: then val_iou, val_dice or val_nll"
+    )
+    selector: str = option(
+        "top-k",
+        "which candidates join: top-k, last, all, greedy (those whose mean is best on validation data, with weights), "
+        "diverse (good ones that differ), or a plugin's (docs/selection.md)",
+    )
     max_members: int = option(5, "at most so many members", parse_positive)
+    max_candidates: int = option(
+        50, "greedy and diverse look at the predictions of so many candidates, the best by metric", parse_positive
+    )
     combiner: str = option(
         "mean",
         "how member probabilities become one: mean, weighted (weights fitted on validation data), geometric, vote, "
@@ -180,7 +189,16 @@ class EnsembleOptions(DataOptions):
     precision: str = option("auto", "Lightning's words (32, bf16-mixed, ...) or auto")
     accelerator: str = option("auto", "auto, cpu, cuda or mps")
     register_as: str | None = option(None, "register the ensemble under this name", str)
-    alias: str | None = option(None, "and give the new version this alias, such as champion", str)
+    alias: str | None = option(
+        None, "and give the new version this alias, such as champion, if it is better than the one that has it", str
+    )
+    promote: str = option(
+        "better",
+        "better: move the alias only if the lower end of the interval of the difference in test IoU exceeds min-gain; "
+        "always: move it without a comparison (docs/promotion.md)",
+    )
+    min_gain: float = option(0.0, "test IoU that the new version must gain on the one that has the alias")
+    confidence: float = option(0.95, "level of that interval, by a paired bootstrap over images or groups")
 
 
 @dataclass(frozen=True, kw_only=True)
