@@ -301,3 +301,24 @@ def test_about_one_in_forty_comparisons_of_equals_promotes():
         a, b = (np.stack([one, 200 - one, np.zeros_like(one)], axis=-1)[:, None] for one in hits)
         promoted += decide_promotion(paired_difference(a, b, seed=seed, resamples=400)).promote
     assert 0 <= promoted <= 13  # 5 expected; more than 13 has a probability below 0.001
+
+
+def test_evaluate_and_pick_say_what_became_of_members(command, build, snapshot, tracking, data):
+    strong, weak = snapshot("strong"), snapshot("weak")
+    _, built, _ = build(f"{strong},{weak}", "--register-as", "roofs")
+    run = tracking.get_run(built["run_id"])
+    assert {one.model_id for one in run.inputs.model_inputs} >= {strong, weak}
+    assert f"models/{weak})" in run.data.tags[names.NOTE]
+    evaluate = ("evaluate", *data, *SHORT, "--model", "models:/roofs/1")
+    _, before, _ = command(*evaluate)
+    assert before["lineage"] == []
+    tracking.delete_logged_model(weak)
+    code, after, _ = command(*evaluate)
+    assert (code, after["metrics"]) == (0, before["metrics"])
+    (problem,) = after["lineage"]
+    assert problem.startswith(f"models:/{weak}: deleted: ")
+    _, text, _ = command(*evaluate, values=False)
+    assert f"note: {problem}" in text
+    code, _, errors = build("roofs")
+    assert code == 2
+    assert f"snapshots that 'roofs' was made of are gone (models:/{weak}: deleted: " in errors[0]
