@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -25,6 +25,7 @@ from smp_ensemble.evaluation.drawing import (
 )
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -163,9 +164,10 @@ def _draw_candidates(axes: Axes, numbers: SelectionNumbers) -> None:
     )  # fmt: skip
     best = numbers.best
     axes.plot(apart[best], scores[best], "*", color=INK, ms=9, mec="white", mew=0.6, zorder=6, label="best alone")
-    for index in numbers.chosen:
+    for group in _near(numbers.chosen, apart, scores):
+        names = ", ".join(str(index + 1) for index in group)
         axes.annotate(
-            str(index + 1), (apart[index], scores[index]), xytext=(7, 5), textcoords="offset points", fontsize=SMALL,
+            names, (apart[group[0]], scores[group[0]]), xytext=(7, 5), textcoords="offset points", fontsize=SMALL,
             color=ACCENT_TEXT, zorder=7,
         )  # fmt: skip
     low, high = finite_range(*apart, margin=0.12, least=0.01)
@@ -175,6 +177,20 @@ def _draw_candidates(axes: Axes, numbers: SelectionNumbers) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(5))
     dress(axes, xlabel="mean disagreement with the other candidates (pixels)", ylabel=f"{numbers.word} alone")
     axes.legend(frameon=False, fontsize=SMALL, loc="best", labelcolor=INK)
+
+
+def _near(indices: list[int], x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> list[list[int]]:
+    """Points that share a label, because two labels would overlap."""
+    groups: list[list[int]] = []
+    for index in indices:
+        for group in groups:
+            first = group[0]
+            if abs(x[index] - x[first]) <= 0.05 * np.ptp(x) and abs(y[index] - y[first]) <= 0.05 * np.ptp(y):
+                group.append(index)
+                break
+        else:
+            groups.append([index])
+    return groups
 
 
 def _draw_path(axes: Axes, numbers: SelectionNumbers) -> None:
@@ -191,8 +207,7 @@ def _draw_path(axes: Axes, numbers: SelectionNumbers) -> None:
     axes.set_xlim(0.4, len(scores) + 0.6 if scores else 1.6)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     dress(axes, xlabel="additions to the mean", ylabel=f"{numbers.word} of the mean")
-    place: Literal["upper right", "lower right"] = "upper right" if numbers.lower_is_better else "lower right"
-    axes.legend(fontsize=SMALL, loc=place, labelcolor=INK, facecolor="white", framealpha=0.92, edgecolor="none")
+    axes.legend(fontsize=SMALL, loc="best", labelcolor=INK, facecolor="white", framealpha=0.92, edgecolor="none")
 
 
 def _count(how_many: int, what: str) -> str:
