@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from smp_ensemble.data.forms import load_data
 from smp_ensemble.exceptions import ConfigError, NothingFoundError
 from smp_ensemble.tracking import names
 from smp_ensemble.tracking.candidates import find_candidates
@@ -28,6 +29,18 @@ def test_picked_by_tag_on_runs_or_on_a_whole_training(track, tracking):
     parent = tracking.get_run(third.run_id).data.tags[names.PARENT_RUN]
     tracking.set_tag(parent, "ensemble", "whole")
     assert scores(find_candidates(pick="whole")) == [0.6, 0.5, 0.3]
+
+
+def test_a_pick_ranks_on_the_data_asked_for(track, tracking, tiny_splits, caplog):
+    (first,) = track(0.3)
+    other = load_data("synthetic:count=16,size=64,seed=3")
+    (second,) = track(0.9, splits=other)
+    for snapshot in (first, second):
+        tracking.set_tag(snapshot.run_id, "ensemble", "mine")
+    found = find_candidates(pick="mine", dataset_digest=tiny_splits.val.digest)
+    assert [one.uri for one in found] == [first.uri, second.uri]
+    assert f"{second.model_id} (on {other.val.digest})" in caplog.text
+    assert find_candidates(pick="mine", dataset_digest=other.val.digest, limit=1)[0].uri == second.uri
 
 
 def test_picked_by_id_and_by_a_registered_models_name(track):

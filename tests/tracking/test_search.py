@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from smp_ensemble.data.forms import load_data
 from smp_ensemble.exceptions import ConfigError, NothingFoundError
@@ -40,6 +44,36 @@ def test_filtered_as_in_the_runs_tab(track):
     assert search_snapshots("params.arch = 'fpn'") == []
     with pytest.raises(ConfigError, match="MLflow cannot read the filter"):
         search_snapshots("val_iou >> 3")
+
+
+def test_all_filters_of_the_documentation_can_be_read(track):
+    track(0.5)
+    page = (Path(__file__).parents[2] / "docs" / "finding.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|]+ \| (`+)(.+?)\1 \|$", page.split("## Filters")[1].split("## ")[0], re.MULTILINE)
+    filters = [where for _, where in rows if where != "--where"]
+    assert len(filters) == 9
+    for where in filters:
+        assert len(search_snapshots(where)) in (0, 1)
+    assert len(search_snapshots("metrics.`val_iou/building` > 0.4")) == 1
+
+
+def test_a_server_that_fails_is_not_taken_for_a_filter_that_cannot_be_read(track, monkeypatch):
+    track(0.5)
+
+    def fail(*_, **__):
+        raise MlflowException("the database is away", TEMPORARILY_UNAVAILABLE)
+
+    monkeypatch.setattr("mlflow.MlflowClient.search_runs", fail)
+    with pytest.raises(MlflowException, match="the database is away"):
+        search_snapshots("metrics.val_iou > 0.4")
+
+
+def test_snapshots_whose_runs_were_deleted_are_not_found(track, tracking):
+    first, _ = track(0.7, 0.5)
+    tracking.delete_run(first.run_id)
+    for where in ("", "metrics.val_iou > 0"):
+        assert scores(search_snapshots(where)) == [0.5]
+        assert scores(search_snapshots(where, limit=1)) == [0.5]
 
 
 def test_experiments_are_apart_and_together(track):
