@@ -79,9 +79,21 @@ def keep_picture(page, name):
 
 def show_column(page, metric):
     """Columns, the metric's tick."""
-    page.get_by_role("button", name="Columns").click()
-    page.get_by_role("textbox", name="Search columns").fill(metric)
-    page.get_by_role("dialog").get_by_text(metric, exact=True).first.click()
+    from playwright.sync_api import TimeoutError as PlaywrightTimeout
+
+    page.locator("[role=row][row-id]").first.wait_for()  # the menu holds what was known when it was opened
+    entry = page.get_by_role("dialog").get_by_text(metric, exact=True).first
+
+    def opened():
+        page.get_by_role("button", name="Columns").click()
+        with contextlib.suppress(PlaywrightTimeout):
+            entry.wait_for(timeout=10_000)
+            return True
+        page.keyboard.press("Escape")
+        return False
+
+    assert any(opened() for _ in range(5)), f"no column {metric} to choose"
+    entry.click()
     page.get_by_role("columnheader", name=metric, exact=True).first.wait_for()
     page.keyboard.press("Escape")
 
