@@ -90,7 +90,7 @@ def make_pool(
             if not len(order):
                 continue
             chosen = slice(output, output + 1) if mode == "multilabel" else slice(None)
-            rows = (quantise(decode(_codes(one, pieces, chosen)[:, order], mode)) for one in predictions)
+            rows = (quantise(decode(np.take(_codes(one, pieces, chosen), order, axis=1), mode)) for one in predictions)
             stored.append(rows, len(predictions), counts.tolist(), output)
     return CandidatePool(list(candidates), data.task, metric, stored)
 
