@@ -187,6 +187,9 @@ def find_it_again(page, server, built, members):
     page.goto(f"{run}?{MODE}")
     for member in members:
         page.get_by_text(member).first.wait_for()
+    more = page.get_by_text("Show more", exact=True).first  # of the description, which has a row for each member
+    if more.is_visible():
+        more.click()
     keep_picture(page, "pick_ensemble")
 
     page.goto(f"{run}/artifacts/report/report.html?{MODE}")
