@@ -41,7 +41,10 @@ def main(arguments: list[str] | None = None) -> None:
     output = Path(options.output)
     rows: dict[str, dict[str, Any]] = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
     splits = load_data(options.data)
-    snapshots = search_snapshots(options.where, experiment=options.experiment, limit=options.max_members)
+    digest = splits.val.digest
+    snapshots = search_snapshots(
+        options.where, experiment=options.experiment, limit=options.max_members, dataset_digest=digest
+    )
     members = load_members(snapshots, splits)
     device = choose_device(options.accelerator)
     engines: dict[str, Engine] = {}
