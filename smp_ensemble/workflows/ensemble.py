@@ -145,9 +145,10 @@ def labels_of(members: Sequence[Snapshot]) -> list[str]:
 
 def _place(member: Snapshot, members: Sequence[Snapshot]) -> str:
     """Where in its training a member was taken, and what tells that training from the others."""
+    fold = "bootstrap " if member.params.get("bootstrap") else "fold "
     parts = [
-        f"{word} {member.params.get(param)}, "
-        for word, param in (("bootstrap" if member.params.get("bootstrap") else "fold", "fold"), ("seed", "seed"))
+        f"{word}{member.params.get(param)}, "
+        for word, param in (("", "arch"), ("", "encoder_name"), ("", "trainer"), (fold, "fold"), ("seed ", "seed"))
         if len({one.params.get(param) for one in members}) > 1
     ]
     return f"{''.join(parts)}step {member.step}"

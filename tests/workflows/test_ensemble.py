@@ -16,6 +16,8 @@ from smp_ensemble.data import rle
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.metrics.confusion import SegmentationScores
 from smp_ensemble.tracking import names
+from smp_ensemble.typing import Snapshot
+from smp_ensemble.workflows.ensemble import labels_of
 
 
 @pytest.fixture
@@ -71,6 +73,17 @@ def test_the_ensemble_is_the_mean_of_its_members_and_says_what_it_scored(command
     assert ("val_iou", splits.val.digest) in linked
     assert ("test_iou", splits.test.digest) in linked
     assert str(tracking.get_model_version_by_alias("roofs", "champion").version) == "1"
+
+
+def test_labels_say_what_tells_members_apart():
+    def member(number: int, **params: str) -> Snapshot:
+        return Snapshot(f"models:/m-{number:010d}", "", 10 * number, params={"seed": "0", "trainer": "fge", **params})
+
+    assert labels_of([member(1), member(2)]) == ["m-0000000001 (step 10)", "m-0000000002 (step 20)"]
+    found = labels_of([member(1, arch="unet", fold="0"), member(2, arch="fpn", fold="1")])
+    assert found == ["m-0000000001 (unet, fold 0, step 10)", "m-0000000002 (fpn, fold 1, step 20)"]
+    (first, _) = labels_of([member(1, fold="0", bootstrap="3", trainer="swa"), member(2, seed="7")])
+    assert first == "m-0000000001 (swa, bootstrap 0, seed 0, step 10)"
 
 
 def test_selectors_and_weights(command, trained):
