@@ -40,11 +40,13 @@ def postgres_programs() -> Path | None:
 
 
 PROGRAMS = postgres_programs()
+NOBODY_ELSE = os.geteuid() == 0 and "postgres" not in {account.pw_name for account in pwd.getpwall()}
 
 pytestmark = [
     pytest.mark.services,
     pytest.mark.slow,
     pytest.mark.skipif(PROGRAMS is None, reason="no PostgreSQL on this machine: install the package postgresql"),
+    pytest.mark.skipif(NOBODY_ELSE, reason="PostgreSQL refuses root, and there is no user postgres to run it"),
 ]
 
 
