@@ -92,8 +92,11 @@ class Geometric(Mean):
 
     def update(self, probabilities: Tensor, weight: float = 1.0) -> None:
         """Adds one member's log-probabilities, shape `(N, K, H, W)`."""
-        clamped = probabilities.float().clamp(EPSILON, 1 - EPSILON)
-        self._add(clamped.log() if self.context.mode == "multiclass" else torch.logit(clamped), weight)
+        values = probabilities.float()
+        if self.context.mode == "multiclass":
+            self._add(values.clamp(EPSILON, 1 - EPSILON).log(), weight)
+        else:  # from both ends: in float32, 1 - 1e-7 is further from 1 than 1e-7 is from 0
+            self._add(values.clamp_min(EPSILON).log() - (1 - values).clamp_min(EPSILON).log(), weight)
 
     def compute(self) -> Tensor:
         """The geometric mean so far, normalised, shape `(N, K, H, W)`, float32."""

@@ -171,6 +171,12 @@ def test_every_streamed_combination_is_the_stacked_formula(case):
     np.testing.assert_allclose(combine(*case), numpy_combine(*case), rtol=0, atol=2e-5)
 
 
+def test_two_members_that_are_sure_of_opposites_leave_it_open():
+    stack = np.array([0, 1], dtype=np.float32).reshape(2, 1, 1, 1, 1)
+    found = combine("geometric", CombinerContext("binary"), stack, np.ones(2, np.float32))
+    np.testing.assert_allclose(found, 0.5, rtol=0, atol=1e-6)
+
+
 @given(cases(), st.randoms(use_true_random=False))
 def test_no_combination_depends_on_the_order_of_members(case, random):
     name, context, stack, weights = case
