@@ -44,8 +44,7 @@ def sample_pixels(predictions: Predictions) -> PixelSample:
     share = min(1.0, limit / max(1, sum(scan.pixels for scan in data.scans)))
     found, truths = [], []
     for batch in predictions:
-        known = batch.truth != IGNORE_INDEX
-        valid = known.any(dim=1) if mode == "multilabel" else known
+        valid = batch.known_pixels()
         if share < 1:
             generator = torch.Generator().manual_seed(batch.number)
             valid &= torch.rand(valid.shape, generator=generator) < share

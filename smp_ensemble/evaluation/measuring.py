@@ -72,9 +72,7 @@ def measure_all(predictions: Predictions, *, split: str, names: Sequence[str] = 
             before.update(pooled, batch.truth)
         combined = apply_temperature(pooled, ensemble.temperature, task.mode)
         whole.update(batch, combined, ensemble.decide(combined, reject=0.0), _masks(ensemble, batch, combined))
-        known = batch.truth != IGNORE_INDEX
-        valid = known.any(dim=1) if task.mode == "multilabel" else known
-        uncertainty[batch.indices] = image_scores(maps.compute(combined), valid).numpy()
+        uncertainty[batch.indices] = image_scores(maps.compute(combined), batch.known_pixels()).numpy()
     return Measurement(
         task=task,
         data=data.reference(),
@@ -107,7 +105,7 @@ class _ModelMeter:
         self._task = task
         self._threshold = threshold
         self._counts = np.zeros((images, task.num_outputs, 3), dtype=np.int64)
-        self._accepted = self._valid = self._right_at_half = 0
+        self._accepted = self._valid = 0
         self._half = np.zeros(2, dtype=np.int64)
         self._calibration = CalibrationScores(task)
         self._boundary = BoundaryScores(task)

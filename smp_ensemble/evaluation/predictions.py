@@ -14,6 +14,7 @@ from tqdm import tqdm
 from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.inference import engine as engines
 from smp_ensemble.inference.engine import Engine, to_tensor
+from smp_ensemble.typing import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,6 +46,11 @@ class Batch:
     indices: Sequence[int]
     images: Sequence[npt.NDArray[Any]]
     truth: Tensor
+
+    def known_pixels(self) -> Tensor:
+        """Where the truth says anything, bool `(N, H, W)`; in multilabel mode of at least one class."""
+        known = self.truth != IGNORE_INDEX
+        return known.any(dim=1) if known.ndim == 4 else known
 
 
 class Predictions:

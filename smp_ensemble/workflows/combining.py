@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from smp_ensemble.ensembling.combiners import casts_votes, combiner_class, fits_weights
+from smp_ensemble.ensembling.combiners import combiner_class, fits_weights
 from smp_ensemble.ensembling.postprocessing import PostProcessing, parse_postprocess
 from smp_ensemble.ensembling.views import check_views
 from smp_ensemble.exceptions import ConfigError
@@ -48,11 +48,11 @@ class Combination:
     postprocess: PostProcessing | Literal["auto"] = field(default_factory=PostProcessing)
 
     def __post_init__(self) -> None:
-        found = combiner_class(self.combiner)
+        combiner_class(self.combiner)  # refuses an unknown name
         check_views(self.views)
         if self.calibrate not in CALIBRATIONS:
             raise ConfigError(f"unknown calibration '{self.calibrate}': {nearest(self.calibrate, CALIBRATIONS)}")
-        if self.weights == FIT and (casts_votes(found) or self.combiner not in POOLS_WITH_WEIGHTS):
+        if self.weights == FIT and self.combiner not in POOLS_WITH_WEIGHTS:
             raise ConfigError(
                 f"weights are fitted for the mean of probabilities, got combiner '{self.combiner}': "
                 "use combiner=weighted, or give the weights"
