@@ -71,6 +71,11 @@ COMMANDS = {
         "images -> files: masks, probabilities, overlays, or run lengths as a contest CSV",
         "smp-ensemble predict --model models:/buildings@champion --input photos/ --output masks/",
     ),
+    "export": Command(
+        "export:export", workflow_options.ExportOptions,
+        "any model of ours -> one file, ONNX or torch.export's, that runs without this package",
+        "smp-ensemble export --model models:/buildings@champion --format onnx --output buildings.onnx",
+    ),
     "snapshots": Command(
         "snapshots:snapshots", workflow_options.SnapshotsOptions,
         "a table of tracked snapshots, best first, and the link to the tracking UI",

@@ -29,6 +29,7 @@ ONLY_IN = {
     "lightning": {"training"},
     "albumentations": {"data/transforms.py"},
     "torchvision": {"fcn.py"},
+    "onnxruntime": {"inference/export.py"},
     "pickle": set(),
 }
 

@@ -123,7 +123,7 @@ class Ensemble(nn.Module):
         if not isinstance(logits, Tensor):
             raise NetworkError(f"a member must give one tensor of logits, got {type(logits).__name__}")
         outputs = 1 if self.mode == "binary" else len(self.class_names) or logits.shape[1]
-        expected = (len(images), outputs, *images.shape[2:])
+        expected = (images.shape[0], outputs, *images.shape[2:])
         if logits.shape != expected:
             raise NetworkError(
                 f"a member must give logits of shape {expected} for images {tuple(images.shape)} in {self.mode} mode, "

@@ -254,6 +254,20 @@ class PredictOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """A model as one file."""
+
+    model: str = option("", "any model of ours: models:/name@alias, models:/m-..., or a folder", required=True)
+    format: str = option("onnx", "onnx, or torch-export (docs/export.md)")
+    output: str | None = option(None, "the file; by default ensemble.onnx or ensemble.pt2", str)
+    views: str = option("own", "test-time views: own (the model's), none, flips or d4")
+    opset: int = option(18, "version of ONNX's operators, 18 to 23", parse_positive)
+    check_images: int = option(
+        10, "random images, at least so many, for which the file must give what the engine gives", parse_positive
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SnapshotsOptions:
     """Which snapshots to list."""
 
