@@ -80,7 +80,7 @@ class EnsembleGraph(nn.Module):
         for member in self.ensemble.members:
             total: Tensor | None = None
             for group, batch in zip(self._groups, batches, strict=True):
-                found = self.ensemble.probabilities_of(member, batch).unflatten(0, (len(group), -1))
+                found = torch.unflatten(self.ensemble.probabilities_of(member, batch), 0, (len(group), -1))
                 for index, view in enumerate(group):
                     back = view.inverse(found[index], size)
                     total = back if total is None else total + back
