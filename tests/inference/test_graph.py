@@ -22,7 +22,7 @@ from smp_ensemble.inference.graph import EnsembleGraph, trace
 @given(
     views=st.sampled_from(["none", "flips", "d4"]), batch=st.integers(1, 8), size=st.tuples(*[st.integers(2, 9)] * 2)
 )
-@settings(max_examples=15)
+@settings(max_examples=8)
 def test_it_gives_what_the_engine_gives(mode, combiner, views, batch, size):
     ensemble = make_ensemble(mode, combiner)
     graph = EnsembleGraph(ensemble, views)
