@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from smp_ensemble.data.limits import FILES, Limits
 from smp_ensemble.exceptions import DataError
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")  # of Pillow's many; one of the others starts a PostScript interpreter
+_GDAL_DRIVERS = ["GTiff", "PNG"]  # likewise: the files that rasterio is asked for, nothing that names other files
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow stretches the ids of 2- and 4-bit grey files to 0..255
 _UNREADABLE = (  # what Pillow and rasterio raise for broken files
@@ -60,22 +63,43 @@ def read_image(path: str | Path) -> npt.NDArray[Any]:
     return decode_image(read_bytes(path), str(path))
 
 
-def decode_image(content: bytes, name: str) -> npt.NDArray[Any]:
+def decode_image(content: bytes, name: str, limits: Limits = FILES) -> npt.NDArray[Any]:
     """The pixels of an encoded image; `name` stands for it in errors. Else as `read_image`.
 
     Raises:
-        DataError: The bytes are not a readable image.
+        DataError: The bytes are not a readable image, or declare more pixels than `limits` allow.
     """
     with _readable(name):
         try:
-            with Image.open(io.BytesIO(content)) as picture:
+            with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
+                limits.check_size(picture.height, picture.width, len(picture.getbands()), name)
                 if not _loses_data(picture):
+                    _check_sums(content, picture)
                     return _pixels(picture)
         except UnidentifiedImageError:
             if content[:4] not in _TIFF_STARTS:
                 raise
         with _rasterio(content, name) as raster:
+            limits.check_size(raster.height, raster.width, raster.count, name)
             return _sensor_values(np.ascontiguousarray(raster.read().transpose(1, 2, 0)))
+
+
+def declared_size(content: bytes, name: str) -> tuple[int, int, int]:
+    """Height, width and bands of an encoded image from its header alone; `name` stands for it in errors.
+
+    Raises:
+        DataError: The bytes do not start as an image does.
+    """
+    with _readable(name):
+        try:
+            with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
+                if not _loses_data(picture):
+                    return picture.height, picture.width, len(picture.getbands())
+        except UnidentifiedImageError:
+            if content[:4] not in _TIFF_STARTS:
+                raise
+        with _rasterio(content, name) as raster:
+            return int(raster.height), int(raster.width), int(raster.count)
 
 
 def read_mask(path: str | Path) -> npt.NDArray[np.uint8]:
@@ -96,7 +120,7 @@ def decode_mask(content: bytes, name: str) -> npt.NDArray[np.uint8]:
     Raises:
         DataError: The bytes are not a readable mask.
     """
-    with _readable(name), Image.open(io.BytesIO(content)) as picture:
+    with _readable(name), Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
         if picture.mode not in ("1", "L", "P") and not picture.mode.startswith("I"):
             raise DataError(
                 f"mask {name}: expected one band of class ids (PNG of mode L or P), found mode {picture.mode}; "
@@ -118,7 +142,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     name = str(path)
     with _readable(name):
         try:
-            with Image.open(path) as picture:
+            with Image.open(path, formats=_FORMATS) as picture:
                 return picture.height, picture.width
         except UnidentifiedImageError:
             content = read_bytes(path)
@@ -165,6 +189,13 @@ def _loses_data(picture: Image.Image) -> bool:
     return (picture.format == "TIFF" and "X" in raw) or (picture.format in ("TIFF", "PNG") and several and ";16" in raw)
 
 
+def _check_sums(content: bytes, picture: Image.Image) -> None:
+    """Compares the checksums of a PNG, which decoding alone does not: flipped bytes would be other pixels."""
+    if picture.format == "PNG":
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as again:
+            again.verify()
+
+
 def _pixels(picture: Image.Image) -> npt.NDArray[Any]:
     if picture.mode.startswith("I;16"):
         return np.asarray(picture).astype(np.uint16)[..., None]
@@ -195,5 +226,5 @@ def _rasterio(content: bytes, name: str) -> Iterator[Any]:
         ) from error
     with _RASTERIO_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.MemoryFile(content) as file, file.open() as raster:
+        with rasterio.MemoryFile(content) as file, file.open(driver=_GDAL_DRIVERS) as raster:
             yield raster

@@ -10,7 +10,7 @@ import pandas as pd
 from smp_ensemble.data.datasets import Record, SegmentationDataset
 from smp_ensemble.data.memory import ClassMaskBytes, ImageBytes, MaskBytes, dataset_in_memory
 from smp_ensemble.exceptions import DataError, InputError
-from smp_ensemble.inference.payload import IMAGE_COLUMN, to_bytes
+from smp_ensemble.inference.inputs import IMAGE_COLUMN, to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
+import math
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,17 +14,19 @@ import pandas as pd
 from PIL import Image
 
 from smp_ensemble.data import rle
-from smp_ensemble.data.images import decode_image
-from smp_ensemble.ensembling.views import OWN
+from smp_ensemble.data.limits import FILES, Limits
 from smp_ensemble.exceptions import InputError
+from smp_ensemble.inference.inputs import check_arrays, image_bytes, image_cells, read_arrays, read_image_bytes
 from smp_ensemble.inference.masks import make_mask
 from smp_ensemble.inference.overlay import draw_overlay
+from smp_ensemble.inference.requests import REPORT, check_work, is_report, with_params
 from smp_ensemble.inference.uncertainty import COLUMNS, image_means
 from smp_ensemble.registry import nearest
 from smp_ensemble.typing import KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     import numpy.typing as npt
 
@@ -31,8 +34,10 @@ if TYPE_CHECKING:
     from smp_ensemble.inference.engine import Engine
 
 DEFAULT_KIND = "mask"
-PARAMS = ("kind", "views", "passes")
-IMAGE_COLUMN = "image"
+PARAMS = ("kind", "views", "passes", "on_error")
+ERROR_COLUMN = "error"
+CHUNK_PIXELS = 16 * 512 * 512
+"""Pixels of a DataFrame's images that are in memory, and predicted, at once; one image always is."""
 
 
 def check_kind(kind: str) -> str:
@@ -46,15 +51,25 @@ def check_kind(kind: str) -> str:
     return kind
 
 
-def answer(engine: Engine, data: Any, params: Mapping[str, Any]) -> Any:
+def answer(
+    engine: Engine,
+    data: Any,
+    params: Mapping[str, Any],
+    limits: Limits = FILES,
+    turn: AbstractContextManager[Any] | None = None,
+) -> Any:
     """Predicts for whatever was handed in.
 
     Args:
         engine: Runs the ensemble.
         data: Images as uint8 `(N, H, W, C)`, or a list of `(H, W, C)` of any sizes, or a DataFrame whose column
-            `image` holds PNG, JPEG or TIFF bytes, or base64 of them.
+            `image` holds PNG, JPEG, TIFF, BMP or WebP bytes, or base64 of them.
         params: `kind`: `mask`, `probabilities`, `uncertainty`, `rle` or `overlay`; `views`: test-time views such as
-            `none` or `d4`, by default `own`, the model's; `passes`, how many with dropout on are averaged.
+            `none` or `d4`, by default `own`, the model's; `passes`, how many with dropout on are averaged; `on_error`:
+            `raise`, or `report` for a DataFrame: what is wrong with a row is said in its cell of the column `error`,
+            and the other rows are answered.
+        limits: What is refused before it is decoded.
+        turn: Is held while the engine runs, so that of several threads one at a time fills memory with activations.
 
     Returns:
         For arrays and lists: masks as uint8 `(N, H, W)`, in multilabel mode `(N, K, H, W)`; probabilities as float32
@@ -63,27 +78,89 @@ def answer(engine: Engine, data: Any, params: Mapping[str, Any]) -> Any:
         column named after the kind, with its index: base64 of a PNG (mask, overlay), base64 of a `.npy` file
         (probabilities, uncertainty), or run lengths. Multilabel masks and all run lengths but the binary one are a JSON
         object with an entry for each class. With uncertainty come three columns of means over each image: `entropy`,
-        `mutual_information`, `variation_ratio`.
+        `mutual_information`, `variation_ratio`. With `on_error=report` comes the column `error`, empty text where a row
+        is fine; a row that is not has empty text as its result, and no means.
 
     Raises:
         InputError: Anything else; the message names what was expected and what came.
     """
     for name in params:
         if name not in PARAMS:
-            raise InputError(f"unknown param '{name}': {nearest(name, PARAMS)}")
+            raise InputError(f"unknown param '{str(name)[:40]}': {nearest(str(name), PARAMS)}")
     kind = check_kind(str(params.get("kind", DEFAULT_KIND)))
-    passes = params.get("passes")
-    passes = None if passes is None else _to_whole(passes, "passes")
-    engine = engine.with_options(passes, str(params.get("views") or OWN))
-    results = predict_as(engine, read_images(data, engine.in_channels), kind)
+    report = is_report(params.get("on_error"))
+    engine = with_params(engine, params, limits)
+    turn = turn or nullcontext()
     if isinstance(data, pd.DataFrame):
-        frame = pd.DataFrame({kind: [encode(one, kind, engine.ensemble) for one in results]}, index=data.index)
-        if kind == "uncertainty":
-            frame[list(COLUMNS)] = [image_means(one) for one in results]
-        return frame
+        return _answer_frame(engine, data, kind, limits, turn, report=report)
+    if report:
+        raise InputError(f"on_error={REPORT} is for DataFrames: expected one, got {type(data).__name__}")
+    images = read_arrays(data, engine.in_channels)
+    check_work(check_arrays(images, limits), engine, limits)
+    with turn:
+        results = predict_as(engine, images, kind)
     if kind != "rle" and len({result.shape for result in results}) == 1:
         return np.stack(results)
     return results
+
+
+def _answer_frame(
+    engine: Engine, data: pd.DataFrame, kind: str, limits: Limits, turn: AbstractContextManager[Any], *, report: bool
+) -> pd.DataFrame:
+    """A row for each row. Headers of all are looked at first; then a few images at a time are decoded and predicted."""
+    cells = image_cells(data)
+    limits.check("request_images", len(cells), "images in one request")
+    errors: dict[int, str] = {}
+    contents: dict[int, bytes] = {}
+    sizes: dict[int, tuple[int, int]] = {}
+    for row, cell in enumerate(cells):
+        with _collected(errors, row, report=report):
+            contents[row], sizes[row] = image_bytes(cell, f"row {row}", limits)
+    check_work(list(sizes.values()), engine, limits)
+    rows: dict[int, dict[str, Any]] = {}
+    for chunk in _chunks(sizes):
+        images: dict[int, Any] = {}
+        for row in chunk:
+            with _collected(errors, row, report=report):
+                images[row] = read_image_bytes(contents.pop(row), f"row {row}", engine.in_channels, limits)
+        with turn:
+            results = predict_as(engine, list(images.values()), kind) if images else []
+        for row, result in zip(images, results, strict=True):
+            rows[row] = {kind: encode(result, kind, engine.ensemble)}
+            if kind == "uncertainty":
+                rows[row].update(zip(COLUMNS, image_means(result), strict=True))
+    columns = [kind, *(COLUMNS if kind == "uncertainty" else ())]
+    for row in errors:
+        rows[row] = {name: "" if name == kind else None for name in columns}
+    found = {name: [rows[row][name] for row in range(len(cells))] for name in columns}
+    if report:
+        found[ERROR_COLUMN] = [errors.get(row, "") for row in range(len(cells))]
+    return pd.DataFrame(found, index=data.index, dtype=object if errors else None)  # None stays None: JSON knows no NaN
+
+
+@contextmanager
+def _collected(errors: dict[int, str], row: int, *, report: bool) -> Iterator[None]:
+    """What is wrong with a row, kept for its cell where that is asked for."""
+    try:
+        yield
+    except InputError as error:
+        if not report:
+            raise
+        errors[row] = str(error)
+
+
+def _chunks(sizes: Mapping[int, tuple[int, int]]) -> Iterator[list[int]]:
+    """The rows in their order, as many at once as have `CHUNK_PIXELS`."""
+    chunk: list[int] = []
+    pixels = 0
+    for row, size in sizes.items():
+        if chunk and pixels + math.prod(size) > CHUNK_PIXELS:
+            yield chunk
+            chunk, pixels = [], 0
+        chunk.append(row)
+        pixels += math.prod(size)
+    if chunk:
+        yield chunk
 
 
 def predict_as(engine: Engine, images: Sequence[npt.NDArray[np.generic]], kind: str) -> list[Any]:
@@ -94,82 +171,6 @@ def predict_as(engine: Engine, images: Sequence[npt.NDArray[np.generic]], kind: 
         render(engine.ensemble, image, probabilities, kind)
         for image, probabilities in zip(images, engine.predict(images), strict=True)
     ]
-
-
-def _to_whole(value: Any, name: str) -> int:
-    """A whole number of Python's or NumPy's; which ones make sense is the engine's to say."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise InputError(f"expected {name} as a whole number above 0, got {value!r}")
-    return int(value)
-
-
-def read_images(data: Any, bands: int | None = None) -> list[npt.NDArray[np.generic]]:
-    """Images `(H, W, C)` from an array, a list of arrays, or a DataFrame of bytes.
-
-    Args:
-        data: What was handed in.
-        bands: C, the number of bands that the model takes; None: any.
-
-    Raises:
-        InputError: Wrong shape, type or value, broken image bytes, or nothing at all.
-    """
-    if isinstance(data, pd.DataFrame):
-        if IMAGE_COLUMN not in data.columns:
-            raise InputError(f"expected a column '{IMAGE_COLUMN}', got {', '.join(map(str, data.columns)) or 'none'}")
-        images = [
-            decode_image(to_bytes(value, f"row {row}"), f"row {row}")
-            for row, value in enumerate(data[IMAGE_COLUMN].tolist())
-        ]
-    elif isinstance(data, np.ndarray):
-        if data.ndim != 4:
-            hint = ": add the batch axis, images[None]" if data.ndim == 3 else ""
-            raise InputError(f"expected an array of shape (N, H, W, C), got {data.shape}{hint}")
-        images = list(data)
-    elif isinstance(data, list | tuple):
-        images = list(data)
-    else:
-        raise InputError(
-            f"expected an array (N, H, W, C), a list of arrays (H, W, C) or a DataFrame, got {type(data).__name__}"
-        )
-    if not images:
-        raise InputError("expected at least one image, got none")
-    for index, image in enumerate(images):
-        _check_image(image, index, bands)
-    return images
-
-
-def _check_image(image: Any, index: int, bands: int | None) -> None:
-    if not isinstance(image, np.ndarray) or image.ndim != 3 or 0 in image.shape:
-        shape = image.shape if isinstance(image, np.ndarray) else type(image).__name__
-        raise InputError(f"expected image {index} as an array of shape (H, W, C), got {shape}")
-    if bands is not None and image.shape[-1] != bands:
-        hint = ": channels come last" if image.shape[0] == bands else ""
-        raise InputError(f"expected image {index} with {bands} bands, shape (H, W, {bands}), got {image.shape}{hint}")
-    if image.dtype.kind not in "uif":
-        raise InputError(f"expected image {index} to hold numbers, raw pixel values, got dtype {image.dtype}")
-    if image.dtype.kind == "f" and not np.isfinite(image).all():
-        raise InputError(f"expected image {index} to hold finite values, got NaN or infinity")
-
-
-def to_bytes(value: Any, where: str, what: str = "image") -> bytes:
-    """A cell of a DataFrame, bytes or base64 of them, as bytes.
-
-    Args:
-        value: The cell.
-        where: It stands, for errors: `row 3`.
-        what: The bytes are of.
-
-    Raises:
-        InputError: Neither of both.
-    """
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
-    if isinstance(value, str):
-        try:
-            return base64.b64decode(value, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise InputError(f"expected base64 of {what} bytes in {where}, got other text: {error}") from error
-    raise InputError(f"expected {what} bytes or base64 in {where}, got {type(value).__name__}")
 
 
 def render(

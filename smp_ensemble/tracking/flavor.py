@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import tempfile
+import threading
+from collections.abc import Hashable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +15,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
+from smp_ensemble.data.limits import FILES, SERVED, limits_from
 from smp_ensemble.ensembling import artifact
 from smp_ensemble.ensembling.member import Member
 from smp_ensemble.exceptions import ConfigError, InputError, IntegrityError
@@ -20,7 +26,12 @@ from smp_ensemble.tracking.packing import FLAVOR_NAME, MLMODEL_FILE, complete
 from smp_ensemble.tracking.runs import TrackedRun, attach, tracked_run
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from smp_ensemble.ensembling.ensemble import Ensemble
+
+IS_SERVED = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
+"""The environment variable that MLflow's scoring server sets to `true`."""
 
 
 def save_model(ensemble: Ensemble, path: str | Path, *, signature: str = "params") -> None:
@@ -202,10 +213,24 @@ def load_model(uri: str) -> Ensemble:
 
 
 class PyfuncModel:
-    """What `mlflow.pyfunc.load_model` wraps: one engine, and `predict` for arrays, lists and DataFrames."""
+    """What `mlflow.pyfunc.load_model` wraps: one engine, and `predict` for arrays, lists and DataFrames.
 
-    def __init__(self, engine: Engine) -> None:
+    Threads may call it at once: each request has its params to itself, and the engine runs for one of them at a time.
+
+    Args:
+        engine: Runs the ensemble.
+        environment: Where limits of requests may be set, see `data.limits.VARIABLES`; None: the process's.
+
+    Raises:
+        ConfigError: A limit is no whole number above 0.
+    """
+
+    def __init__(self, engine: Engine, environment: Mapping[str, str] | None = None) -> None:
         self.engine = engine
+        environment = os.environ if environment is None else environment
+        self._limits = limits_from(environment, FILES)
+        self._served_limits = limits_from(environment, SERVED)
+        self._turn = threading.Lock()
 
     def get_raw_model(self) -> Engine:
         """The engine, for `mlflow.pyfunc.load_model(uri).get_raw_model()`."""
@@ -213,14 +238,32 @@ class PyfuncModel:
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
         """Answers arrays with arrays and DataFrames with DataFrames; see `inference.payload.answer`."""
+        served = os.environ.get(IS_SERVED) == "true"  # MLflow says so after it has loaded the model
         try:
-            return answer(self.engine, data, params or {})
+            return answer(self.engine, data, params or {}, self._served_limits if served else self._limits, self._turn)
         except InputError as error:
+            if not all(isinstance(name, Hashable) for name in getattr(data, "columns", ())):
+                raise  # MLflow's server puts the data into its answer, and fails where pandas cannot print them
             raise MlflowException.invalid_parameter_value(str(error)) from error
 
 
 def _load_pyfunc(path: str) -> PyfuncModel:
     """MLflow's entry: `path` is the model's folder."""
     folder = Path(path)
+    if in_spark_worker():
+        return _load_once(folder, artifact.file_sha256(folder / artifact.ENSEMBLE_FILE))
+    return _load(folder)
+
+
+def _load(folder: Path, _sha256: str = "") -> PyfuncModel:
     verify_mlmodel(folder)
     return PyfuncModel(Engine(artifact.load_ensemble(folder)))
+
+
+_load_once = lru_cache(maxsize=2)(_load)  # MLflow loads anew for each task of a local Spark; a worker does many of them
+
+
+def in_spark_worker() -> bool:
+    """Whether this process runs a task of Spark."""
+    pyspark = sys.modules.get("pyspark")
+    return pyspark is not None and pyspark.TaskContext.get() is not None

@@ -16,6 +16,7 @@ from smp_ensemble.ensembling import artifact
 from smp_ensemble.ensembling.views import OWN
 from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.inference.payload import DEFAULT_KIND
+from smp_ensemble.inference.requests import RAISE
 from smp_ensemble.registry import nearest
 
 FLAVOR_NAME = "smp_ensemble"
@@ -61,6 +62,7 @@ def signature_of(kind: str, in_channels: int) -> ModelSignature:
             ParamSpec("kind", DataType.string, DEFAULT_KIND),
             ParamSpec("views", DataType.string, OWN),
             ParamSpec("passes", DataType.long, 1),
+            ParamSpec("on_error", DataType.string, RAISE),
         ]
     )
     match kind:

@@ -3,7 +3,9 @@ from __future__ import annotations
 import io
 import struct
 import sys
+import tracemalloc
 import types
+import warnings
 import zlib
 from contextlib import contextmanager
 
@@ -11,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smp_ensemble.data.images import decode_image, image_size, read_image, read_mask
+from smp_ensemble.data.images import declared_size, decode_image, image_size, read_image, read_mask
+from smp_ensemble.data.limits import SERVED
 from smp_ensemble.exceptions import DataError
 
 RGB = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
@@ -147,6 +150,74 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
         read_image(path)
 
 
+def test_a_png_that_was_changed_anywhere_is_broken():
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(buffer, "png")
+    content = buffer.getvalue()
+    for place in range(len(content) - 4):  # the last ones are the checksum of no byte at all
+        changed = content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+        assert _complaint(changed) is not None, place
+
+
+def test_only_the_formats_that_are_named_are_opened(tmp_path):
+    for form in ("gif", "ppm", "eps", "pdf"):
+        Image.fromarray(RGB).save(tmp_path / f"a.{form}", form)
+        for read in (read_image, image_size):
+            with pytest.raises(DataError, match="expected PNG, JPEG, TIFF, BMP or WebP"):
+                read(tmp_path / f"a.{form}")
+
+
+def bomb(ending: str, side: int) -> bytes:
+    """A small file whose header speaks of `side` x `side` pixels."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, ending)
+    content = bytearray(buffer.getvalue())
+    if ending == "png":
+        header = b"IHDR" + struct.pack(">II", side, side) + content[24:29]
+        content[12:33] = header + struct.pack(">I", zlib.crc32(header))
+    elif ending == "bmp":
+        content[18:26] = struct.pack("<ii", side, side)
+    elif ending == "jpeg":
+        at = content.index(b"\xff\xc0") + 5
+        content[at : at + 4] = struct.pack(">HH", side, side)
+    elif ending == "webp":
+        at = content.index(b"\x9d\x01\x2a") + 3
+        content[at : at + 4] = struct.pack("<HH", side, side)
+    else:
+        for tag in (256, 257):  # width and height, each one LONG
+            entry = struct.pack("<HHI", tag, 4, 1)
+            at = content.index(entry) + len(entry)
+            content[at : at + 4] = struct.pack("<I", side)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpeg", "tiff", "webp", "bmp"])
+def test_sizes_are_refused_from_the_header_before_memory_is_asked_for(ending):
+    content = bomb(ending, 8000)
+    assert declared_size(content, "a") == (8000, 8000, 3)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="cannot read image a: 8000 x 8000 pixels are more than the 16777216 allowed"):
+        decode_image(content, "a", SERVED)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
+    assert decode_image(bomb(ending, 16), "a", SERVED).shape == (16, 16, 3)
+
+
+def test_a_sparse_raster_of_many_bands_is_refused_before_it_is_read(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    path = tmp_path / "a.tif"
+    shape = {"width": 4000, "height": 4000, "count": 200, "dtype": "uint16"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        rasterio.open(path, "w", driver="GTiff", tiled=True, sparse_ok=True, **shape).close()
+    assert path.stat().st_size < 10 << 20
+    content = path.read_bytes()
+    assert declared_size(content, "a") == (4000, 4000, 200)
+    with pytest.raises(DataError, match="4000 x 4000 pixels of 200 bands are more than the 16777216 allowed"):
+        decode_image(content, "a", SERVED)
+
+
 def four_bands() -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.dstack([RGB, RGB[..., :1]])).save(buffer, "tiff")
@@ -167,10 +238,10 @@ def test_multi_band_tiff_names_the_extra_where_rasterio_is_missing(monkeypatch):
 
 
 def test_multi_band_tiff_is_read_through_rasterio(monkeypatch):
-    bands = np.arange(5 * 4 * 3, dtype=np.int32).reshape(5, 4, 3)
+    bands = np.arange(5 * 4 * 3, dtype=np.int32).reshape(3, 5, 4)
 
     class Raster:
-        height, width = 4, 3
+        height, width, count = 5, 4, 3
 
         def read(self):
             return bands
@@ -186,7 +257,8 @@ def test_multi_band_tiff_is_read_through_rasterio(monkeypatch):
             return None
 
         @contextmanager
-        def open(self):
+        def open(self, driver):
+            assert driver == ["GTiff", "PNG"]
             yield Raster()
 
     errors = types.ModuleType("rasterio.errors")
@@ -198,3 +270,4 @@ def test_multi_band_tiff_is_read_through_rasterio(monkeypatch):
     image = decode_image(four_bands(), "a.tif")
     assert image.dtype == np.float32
     np.testing.assert_array_equal(image, bands.transpose(1, 2, 0))
+    assert declared_size(four_bands(), "a.tif") == (5, 4, 3)

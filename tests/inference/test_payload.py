@@ -339,7 +339,7 @@ def test_wrong_arrays_are_refused_with_what_came(binary, data, message):
         ({"image": [base64.b64encode(b"no image").decode()]}, "cannot read image row 0: expected PNG, JPEG"),
         ({"image": [b""]}, "cannot read image row 0"),
         ({"image": [encode(make_images()[0]), encode(make_images()[0])[:60]]}, "cannot read image row 1"),
-        ({"image": [encode(make_images()[0, ..., 0])]}, r"expected image 0 with 3 bands.* got \(5, 7, 1\)"),
+        ({"image": [encode(make_images()[0, ..., 0])]}, r"expected row 0 with 3 bands.* got \(5, 7, 1\)"),
     ],
 )
 def test_wrong_frames_are_refused_with_the_row(binary, column, message):
