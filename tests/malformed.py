@@ -86,7 +86,7 @@ def _images(draw: random.Random) -> Iterator[tuple[str, bytes]]:
         yield f"{form} with noise for pixels", frame(content[: draw.randrange(2, 12)] + draw.randbytes(300))
         yield f"{form} of too many pixels", frame(bomb(form, draw.randrange(4200, 16000)))
     content = bytearray(picture(draw.randrange(1000)))
-    content[draw.randrange(len(content) - 4)] ^= 1 << draw.randrange(8)
+    content[draw.randrange(len(content) - 12)] ^= 1 << draw.randrange(8)
     yield "PNG with a flipped bit", frame(bytes(content))
     yield "noise", frame(draw.randbytes(draw.randrange(400)))
     yield "a form that is not taken", frame(picture(0, draw.choice(["GIF", "PPM", "ICO", "TGA"])))

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 DEFAULT_KIND = "mask"
 PARAMS = ("kind", "views", "passes", "on_error")
 ERROR_COLUMN = "error"
+PNG_LEVEL = 3
+"""Of 9: a mask takes half the time of Pillow's 6 and a quarter more bytes."""
 CHUNK_PIXELS = 16 * 512 * 512
 """Pixels of a DataFrame's images that are in memory, and predicted, at once; one image always is."""
 
@@ -207,7 +209,7 @@ def encode(result: Any, kind: str, ensemble: Ensemble) -> str:
 def to_png_base64(picture: npt.NDArray[np.uint8]) -> str:
     """Base64 of a PNG of a mask `(H, W)` or an RGB picture `(H, W, 3)`."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG")
+    Image.fromarray(picture).save(buffer, format="PNG", compress_level=PNG_LEVEL)
     return base64.b64encode(buffer.getvalue()).decode()
 
 

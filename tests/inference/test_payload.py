@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from smp_ensemble.data import rle
+from smp_ensemble.data.limits import Limits
 from smp_ensemble.data.normalization import Normalization
 from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.member import Member
@@ -347,3 +348,59 @@ def test_wrong_frames_are_refused_with_the_row(binary, column, message):
     with pytest.raises(InputError, match=message) as error:
         answer(binary, pd.DataFrame(column), {})
     assert "\n" not in str(error.value)
+
+
+def test_errors_can_be_reported_row_by_row(blurry):
+    engine, images = Engine(blurry, "cpu", "32"), make_images()
+    cells = [encode(images[0]), encode(images[1])[:50], None, "no!", encode(images[0, ..., 0]), encode(images[2])]
+    for kind in KINDS:
+        found = answer(
+            engine, pd.DataFrame({"image": cells}, index=range(10, 16)), {"kind": kind, "on_error": "report"}
+        )
+        expected = answer(engine, pd.DataFrame({"image": [cells[0], cells[5]]}, index=[10, 15]), {"kind": kind})
+        assert list(found.columns) == [*expected.columns, "error"]
+        for name in expected.columns:
+            assert found[name][[10, 15]].tolist() == expected[name].tolist()
+        assert found["error"][[10, 15]].tolist() == ["", ""]
+        assert found[kind][[11, 12, 13, 14]].tolist() == [""] * 4
+        assert [text.partition(":")[0] for text in found["error"][[11, 12, 13, 14]]] == [
+            "cannot read image row 1",
+            "expected image bytes or base64 in row 2, got nothing",
+            "expected base64 of image bytes in row 3, got other text",
+            "expected row 4 with 3 bands, shape (H, W, 3), got (5, 7, 1)",
+        ]
+        assert "NaN" not in json.dumps(found.to_dict("records"))
+    nothing_wrong = answer(engine, pd.DataFrame({"image": cells[:1]}), {"kind": "uncertainty", "on_error": "report"})
+    assert nothing_wrong["entropy"].dtype == np.float64
+    with pytest.raises(InputError, match="on_error=report is for DataFrames: expected one, got ndarray"):
+        answer(engine, images, {"on_error": "report"})
+
+
+def test_a_few_images_at_a_time_give_what_all_at_once_give(binary, monkeypatch):
+    images = [make_images(1, 5 + number % 3, 7)[0] for number in range(11)]
+    data = pd.DataFrame({"image": [encode(image) for image in images]})
+    at_once = answer(binary, data, {})
+    batches = []
+    predict = Engine.predict
+    monkeypatch.setattr(Engine, "predict", lambda self, arrays: batches.append(len(arrays)) or predict(self, arrays))
+    monkeypatch.setattr("smp_ensemble.inference.payload.CHUNK_PIXELS", 100)
+    pd.testing.assert_frame_equal(answer(binary, data, {}), at_once)
+    assert sum(batches) == 11
+    assert max(batches) == 2
+
+
+def test_limits_are_those_of_the_request(binary):
+    data = pd.DataFrame({"image": [encode(image) for image in make_images(3, 10, 10)]})
+    for limits, message in (
+        (Limits(request_images=2), "at most 2 images in one request, got 3"),
+        (Limits(image_pixels=99), "row 0: 10 x 10 pixels are more than the 99 allowed"),
+        (Limits(request_pixels=299), "at most 299 pixels in one request, all views and passes counted, got 300"),
+        (Limits(image_bytes=20), "at most 20 encoded bytes in row 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            answer(binary, data, {}, limits)
+    for limits in (Limits(request_images=2), Limits(image_pixels=99), Limits(request_pixels=299)):
+        with pytest.raises(InputError, match="at most|more than the"):
+            answer(binary, make_images(3, 10, 10), {}, limits)
+    exact = Limits(image_pixels=100, request_images=3, request_pixels=300)
+    pd.testing.assert_frame_equal(answer(binary, data, {}, exact), answer(binary, data, {}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import concurrent.futures
 import io
 import json
 import os
@@ -23,9 +24,9 @@ from PIL import Image
 from smp_ensemble.data.normalization import imagenet
 from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.member import Member
-from smp_ensemble.exceptions import ConfigError, IntegrityError
+from smp_ensemble.exceptions import ConfigError, InputError, IntegrityError
 from smp_ensemble.inference.engine import Engine
-from smp_ensemble.tracking.flavor import load_model, log_model, register, save_model
+from smp_ensemble.tracking.flavor import IS_SERVED, PyfuncModel, load_model, log_model, register, save_model
 
 
 @pytest.fixture
@@ -264,3 +265,42 @@ def test_members_keep_their_sources_and_training_images(tracking, track, tiny_sp
     digests = frozenset(tiny_splits.train.image_digests)
     assert [member.source for member in loaded] == [*(snapshot.uri for snapshot in snapshots), ""]
     assert [member.training_images for member in loaded] == [digests, digests, None]
+
+
+def test_threads_with_different_params_get_each_their_own_answer(make_tiny_network, tmp_path):
+    dropping = Ensemble([Member(make_tiny_network(1, dropout=0.5), imagenet())], mode="binary", class_names=("a", "b"))
+    save_model(dropping, tmp_path / "model")
+    model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    draw = np.random.default_rng(1)
+    asked = [{}, {"views": "d4"}, {"passes": 3}, {"views": "flips", "passes": 2}, {"kind": "uncertainty"}]
+    jobs = [
+        (draw.integers(0, 256, (1, 24, 16 + 8 * (number % 2), 3), dtype=np.uint8), {"kind": "probabilities", **params})
+        for number in range(4)
+        for params in asked
+    ]
+    expected = [model.predict(images, params=params) for images, params in jobs]
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda job: model.predict(job[0], params=job[1]), jobs))
+    assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_limits_of_servers_hold_where_mlflow_serves_and_are_set_by_the_environment(ensemble, tmp_path, monkeypatch):
+    assert mlflow.environment_variables._MLFLOW_IS_IN_SERVING_ENVIRONMENT.name == IS_SERVED
+    model = PyfuncModel(Engine(ensemble), {"SMP_ENSEMBLE_MAX_PASSES": "7"})
+    dropout = "needs dropout"
+    for served, passes, message in (("", 8, "at most 7 passes"), ("true", 8, "at most 7 passes"), ("true", 7, dropout)):
+        monkeypatch.setenv(IS_SERVED, served)
+        with pytest.raises(MlflowException, match=message):
+            model.predict(np.zeros((1, 8, 8, 3), np.uint8), {"passes": passes})
+    many = np.zeros((1025, 8, 8, 3), np.uint8)
+    with pytest.raises(MlflowException, match="at most 1024 images in one request"):
+        model.predict(many)
+    monkeypatch.delenv(IS_SERVED)
+    assert model.predict(many).shape == (1025, 8, 8)
+    with pytest.raises(ConfigError, match="SMP_ENSEMBLE_MAX_IMAGE_PIXELS as a whole number"):
+        PyfuncModel(Engine(ensemble), {"SMP_ENSEMBLE_MAX_IMAGE_PIXELS": "lots"})
+
+
+def test_a_frame_that_pandas_cannot_print_raises_what_the_server_can_answer(ensemble):
+    with pytest.raises(InputError, match="expected a column 'image'"):
+        PyfuncModel(Engine(ensemble)).predict(pd.DataFrame([["x"]], columns=[{"image": 1}]))
