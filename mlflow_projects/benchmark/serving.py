@@ -53,7 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
         content = encoded(scene(options.size), options.format)
         with serving(Path(name), options.threads) as port:
             rows = measure(Engine(ensemble), content, port, options.repeats)
-        mlflow.log_metrics({f"{key}_ms": value for key, value in rows.items()} | {"outside": outside(rows)})
+        mlflow.log_metrics(
+            {f"{key.replace(' ', '_')}_ms": value for key, value in rows.items()} | {"outside": outside(rows)}
+        )
         mlflow.log_dict({"milliseconds": rows, "outside": outside(rows)}, "serving.json")
     print("| part | ms | share of the request |\n|---|---|---|")
     for key, value in rows.items():
@@ -160,7 +162,7 @@ def measure(engine: Engine, content: bytes, port: int, repeats: int) -> dict[str
         "image decoded": lambda: decode_image(content, "image"),
         "mask to PNG and base64": lambda: encode(mask, "mask", engine.ensemble),
         "JSON out": lambda: predictions_to_json(pd.DataFrame({"mask": [text]}), io.StringIO()),
-        "ping (HTTP alone)": lambda: request(port, "GET", "/ping"),
+        "HTTP alone": lambda: request(port, "GET", "/ping"),
     }
     times: dict[str, list[float]] = {name: [] for name in parts}
     for turn in range(repeats + 2):

@@ -18,7 +18,6 @@ import torch
 from conftest import AERIAL
 from malformed import picture
 from PIL import Image
-from tiny import OPTIONS
 
 from smp_ensemble.architectures import create_network
 from smp_ensemble.data import rle
@@ -62,12 +61,15 @@ def crops() -> list[bytes]:
 
 
 @pytest.fixture(scope="module")
-def ensemble() -> Ensemble:
-    members = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        members.append(Member(create_network("unet", num_outputs=1, model_options=OPTIONS), imagenet()))
-    return Ensemble(members, mode="binary", class_names=("background", "roof"))
+def ensemble(crops) -> Ensemble:
+    """A small network, at a threshold that divides the first image in two halves."""
+    torch.manual_seed(1)
+    options = {"encoder_depth": 3, "decoder_channels": [4, 4, 4]}
+    network = create_network("unet", encoder_name="tu-mobilenetv3_small_050", model_options=options)
+    members = [Member(network, imagenet())]
+    (probabilities,) = Engine(Ensemble(members, mode="binary")).predict([decode_image(crops[0], "first")])
+    names = ("background", "roof")
+    return Ensemble(members, mode="binary", class_names=names, threshold=float(np.median(probabilities)))
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +116,9 @@ def test_masks_are_the_engines_and_each_worker_loads_once(spark, model, ensemble
     images = [decode_image(crop, "crop") for crop in crops]
     expected = Engine(ensemble).predict(images)
     assert len(found) == len(crops) == COUNT
-    for number, (image, probabilities) in enumerate(zip(images, expected, strict=True)):
-        assert np.array_equal(unpack(found[number]), make_mask(ensemble, image, probabilities))
+    masks = [make_mask(ensemble, image, probabilities) for image, probabilities in zip(images, expected, strict=True)]
+    assert all(np.array_equal(unpack(found[number]), mask) for number, mask in enumerate(masks))
+    assert 0.4 < masks[0].mean() < 0.6
     loads = Counter(log.read_text(encoding="utf-8").split())
     assert 1 <= len(loads) <= 3, loads  # local[2]: two workers; a third where Spark replaces one that was idle
     assert len(loads) < PARTITIONS
