@@ -122,7 +122,8 @@ def check_arrays(images: Sequence[npt.NDArray[np.generic]], limits: Limits) -> l
         InputError: An image is larger.
     """
     for index, image in enumerate(images):
-        limits.check_size(*image.shape, f"image {index}")
+        height, width, bands = image.shape
+        limits.check_size(height, width, bands, f"image {index}")
     return [(image.shape[0], image.shape[1]) for image in images]
 
 
