@@ -69,7 +69,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--encoder", default="resnet18")
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--format", default="JPEG", choices=["JPEG", "PNG"])
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=15)
     return parser.parse_args(arguments)
 
