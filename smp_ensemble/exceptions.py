@@ -36,6 +36,10 @@ class ScheduleError(InputError):
     """Training is set up so that a schedule or its snapshots cannot be right: a second scheduler, no validation."""
 
 
+class StorageError(SmpEnsembleError):
+    """Nothing more can be written: the disk or the quota is full, or it has become read-only."""
+
+
 class IntegrityError(SmpEnsembleError):
     """A stored artifact is not what was written: names the file, the expected and the found SHA-256."""
 

@@ -167,21 +167,20 @@ def _chunks(sizes: Mapping[int, tuple[int, int]]) -> Iterator[list[int]]:
 
 def predict_as(engine: Engine, images: Sequence[npt.NDArray[np.generic]], kind: str) -> list[Any]:
     """One result for each of `images` `(H, W, C)`, in their order: an array, or for `rle` a string."""
-    if kind == "uncertainty":
-        return list(engine.uncertainty(images))
-    return [
-        render(engine.ensemble, image, probabilities, kind)
-        for image, probabilities in zip(images, engine.predict(images), strict=True)
-    ]
+    raw = predict_raw(engine, images, kind)
+    return [render(engine.ensemble, image, one, kind) for image, one in zip(images, raw, strict=True)]
 
 
-def render(
-    ensemble: Ensemble, image: npt.NDArray[np.generic], probabilities: npt.NDArray[np.float32], kind: str
-) -> Any:
-    """One image's probabilities `(K, H, W)` as a kind: an array, or for `rle` a string."""
-    if kind == "probabilities":
-        return probabilities
-    mask = make_mask(ensemble, image, probabilities)
+def predict_raw(engine: Engine, images: Sequence[npt.NDArray[np.generic]], kind: str) -> list[npt.NDArray[np.float32]]:
+    """What `render` makes a kind of, for each of `images` `(H, W, C)`: maps of uncertainty, or probabilities."""
+    return engine.uncertainty(images) if kind == "uncertainty" else engine.predict(images)
+
+
+def render(ensemble: Ensemble, image: npt.NDArray[np.generic], raw: npt.NDArray[np.float32], kind: str) -> Any:
+    """What `predict_raw` gives for one image as a kind: an array, or for `rle` a string."""
+    if kind in {"probabilities", "uncertainty"}:
+        return raw
+    mask = make_mask(ensemble, image, raw)
     match kind:
         case "mask":
             return mask
@@ -189,7 +188,7 @@ def render(
             return draw_overlay(image, mask, ensemble.mode)
     if ensemble.mode == "binary":
         return rle.encode(mask == 1)  # 255 is a rejected pixel
-    planes = mask == 1 if ensemble.mode == "multilabel" else [mask == index for index in range(len(probabilities))]
+    planes = mask == 1 if ensemble.mode == "multilabel" else [mask == index for index in range(len(raw))]
     return json.dumps({name: rle.encode(plane) for name, plane in _named(ensemble, planes)})
 
 

@@ -248,7 +248,11 @@ class PredictOptions:
     kind: str = option("mask", "mask, probabilities, uncertainty, rle or overlay")
     views: str = option("own", f"{VIEWS_HELP}; own: the model's")
     passes: int = option(1, PASSES_HELP, parse_positive)
+    skip_existing: bool = option(
+        False, "leave out images that have a result newer than they are: after an interruption, go on", parse_bool
+    )
     batch_size: int = option(8, "images in a batch", parse_positive)
+    io_threads: int = option(4, "threads that read images and write results", parse_positive)
     precision: str = option("auto", "Lightning's words (32, bf16-mixed, ...) or auto")
     accelerator: str = option("auto", "auto, cpu, cuda or mps")
 

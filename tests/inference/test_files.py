@@ -1,19 +1,15 @@
-"""Images found, and predictions written: never over anything else."""
+"""Images found: what a folder, a glob, a file or a CSV names."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
-from smp_ensemble.exceptions import DataError, InputError
-from smp_ensemble.inference.files import FileWriter, InputImage, find_images, write_csv
-
-MASK = np.array([[0, 1, 2], [2, 1, 0]], dtype=np.uint8)
+from smp_ensemble.exceptions import DataError
+from smp_ensemble.inference.files import InputImage, find_images
 
 
 def make(folder: Path, *names: str) -> Path:
@@ -41,17 +37,6 @@ def photos(tmp_path) -> Path:
 def write_lines(path: Path, *lines: str) -> Path:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
-
-
-def open_writer(output: Path, kind: str, *names: str, source: str = "photos") -> tuple[FileWriter, list[InputImage]]:
-    images = [InputImage(name, Path(source) / name) for name in names]
-    return FileWriter(output, kind, images), images
-
-
-def read_png(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        assert picture.format == "PNG"
-        return np.asarray(picture)
 
 
 def test_a_folder_is_searched_to_the_bottom(photos):
@@ -132,136 +117,18 @@ def test_nothing_found_says_what_is_expected(tmp_path, monkeypatch, spec):
     assert str(error.value).startswith(f"no images found at '{spec}': expected an image, a folder, a glob such as ")
 
 
-def test_masks_read_back(tmp_path):
-    writer, images = open_writer(tmp_path / "out", "mask", "a.jpg", "sub/b.tif")
-    for image in images:
-        writer.write(image, MASK)
-    assert writer.close() == tmp_path / "out"
-    for name in ("a.png", "sub/b.png"):
-        assert np.array_equal(read_png(tmp_path / "out" / name), MASK)
+def test_results_below_the_images_are_not_images(photos, caplog):
+    make(photos, "sub/out/a.png", "sub/outer/a.png")
+    before = names_of(photos)
+    with caplog.at_level("INFO", logger="smp_ensemble"):
+        found = [image.name for image in find_images(str(photos), photos / "sub" / ".." / "sub" / "out")]
+    assert found == [name for name in before if name != "sub/out/a.png"]
+    assert "1 images in the output folder" in caplog.text
+    for output in (photos, photos.parent, photos / "nowhere", photos.parent / "photos2"):
+        assert [image.name for image in find_images(str(photos), output)] == before
 
 
-def test_multilabel_masks_are_a_file_for_each_class(tmp_path):
-    writer, (image,) = open_writer(tmp_path, "mask", "a.jpg")
-    writer.write(image, np.stack([MASK == 1, MASK == 2]).astype(np.uint8))
-    for index in (0, 1):
-        assert np.array_equal(read_png(tmp_path / f"a_{index}.png"), index + 1 == MASK)
-
-
-def test_overlays_read_back(tmp_path):
-    overlay = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-    writer, (image,) = open_writer(tmp_path, "overlay", "a.jpg")
-    writer.write(image, overlay)
-    assert np.array_equal(read_png(tmp_path / "a.png"), overlay)
-
-
-def test_probabilities_read_back(tmp_path):
-    probabilities = np.random.default_rng(0).random((2, 3, 4), dtype=np.float32)
-    writer, (image,) = open_writer(tmp_path, "probabilities", "a.jpg")
-    writer.write(image, probabilities)
-    found = np.load(tmp_path / "a.npy", allow_pickle=False)
-    assert found.dtype == np.float32
-    assert np.array_equal(found, probabilities)
-
-
-def test_uncertainty_is_maps_a_heat_map_and_a_table(tmp_path):
-    maps = np.random.default_rng(0).random((2, 3, 4, 5), dtype=np.float32)
-    maps[0, 0], maps[1, 0] = 0.0, math.log(5)
-    images = [InputImage(name, Path("photos") / name) for name in ("sub/b.01.jpg", "a.png")]
-    writer = FileWriter(tmp_path / "out", "uncertainty", images, max_entropy=math.log(5))
-    for image, one in zip(images, maps, strict=True):
-        writer.write(image, one)
-    assert writer.close() == tmp_path / "out"
-    for name, one, colour in (("sub/b.01", maps[0], (68, 1, 84)), ("a", maps[1], (253, 231, 37))):
-        assert np.array_equal(np.load(tmp_path / "out" / f"{name}.npy", allow_pickle=False), one)
-        picture = read_png(tmp_path / "out" / f"{name}.png")
-        assert picture.shape == (4, 5, 3)
-        assert (picture == colour).all()
-    table = pd.read_csv(tmp_path / "out" / "uncertainty.csv")
-    assert list(table.columns) == ["name", "entropy", "mutual_information", "variation_ratio"]
-    assert table["name"].tolist() == ["sub/b.01.jpg", "a.png"]
-    expected = maps.astype(np.float64).mean(axis=(2, 3))
-    np.testing.assert_allclose(table.iloc[:, 1:].to_numpy(), expected, rtol=1e-12)
-
-
-def test_a_heat_map_never_replaces_an_image(tmp_path):
-    make(tmp_path, "a.png")
-    with pytest.raises(InputError, match="would be overwritten"):
-        FileWriter(tmp_path, "uncertainty", find_images(str(tmp_path)))
-
-
-@pytest.mark.parametrize("output", ["out", "out/submission.csv"])
-def test_run_lengths_are_one_table_in_order(tmp_path, output):
-    writer, images = open_writer(tmp_path / output, "rle", "b.jpg", "a.jpg", "a.png", "sub/c,d.png")
-    for image, runs in zip(images, ["1 2", "", "3 4", '{"roof": "1 2"}'], strict=True):
-        writer.write(image, runs)
-    path = writer.close()
-    assert path == tmp_path / (output if output.endswith(".csv") else "out/predictions.csv")
-    table = pd.read_csv(path, keep_default_na=False)
-    assert table.to_dict("list") == {
-        "name": ["b.jpg", "a.jpg", "a.png", "sub/c,d.png"],
-        "mask": ["1 2", "", "3 4", '{"roof": "1 2"}'],
-    }
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_dots_in_a_name_are_kept(tmp_path):
-    writer, images = open_writer(tmp_path, "mask", "scene.01", "scene.02", "scene.03.tif")
-    for image in images:
-        writer.write(image, MASK)
-    writer.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["scene.01.png", "scene.02.png", "scene.03.png"]
-
-
-@pytest.mark.parametrize("name", ["../../photos/a.png", "../photos/a.png", "{}/photos/a.png"])
-def test_an_image_named_by_another_path_is_never_overwritten(tmp_path, name):
-    photo = make(tmp_path / "photos", "a.png") / "a.png"
-    before = photo.read_bytes()
-    image = InputImage(name.format(tmp_path.as_posix()), photo)
-    writer = FileWriter(tmp_path / "work" / "out", "mask", [image])
-    writer.write(image, MASK)
-    (written,) = (path for path in (tmp_path / "work" / "out").rglob("*") if path.is_file())
-    assert np.array_equal(read_png(written), MASK)
-    assert photo.read_bytes() == before
-
-
-def test_results_beside_the_images_would_overwrite_them(tmp_path):
-    make(tmp_path, "a.png")
-    with pytest.raises(
-        InputError, match=r"a\.png is an image to predict and would be overwritten: choose another output"
-    ):
-        FileWriter(tmp_path, "mask", find_images(str(tmp_path)))
-    FileWriter(tmp_path, "probabilities", find_images(str(tmp_path)))
-
-
-def test_two_images_with_one_result_are_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(InputError, match=r"'a\.jpg' and 'a\.png' would both be written to .*a\.png: rename one"):
-        open_writer(tmp_path / "out", "mask", "a.jpg", "b.jpg", "a.png")
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_output_in_the_way_is_explained(tmp_path):
-    (tmp_path / "file").write_text("here first")
-    with pytest.raises(InputError, match=r"output '.*file' is a file: name a folder"):
-        open_writer(tmp_path / "file", "mask")
-    with pytest.raises(InputError, match=r"output '.*out\.csv' is a CSV, which only kind=rle writes: name a folder"):
-        open_writer(tmp_path / "out.csv", "mask")
-
-
-def test_a_table_is_written_whole_or_not_at_all(tmp_path):
-    path = write_csv(tmp_path / "table.csv", ("name", "mask"), [("a", "1 2")])
-
-    def interrupted():
-        yield ("b", "3 4")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_csv(path, ("name", "mask"), interrupted())
-    assert path.read_text() == "name,mask\na,1 2\n"
-
-
-def test_predicting_again_replaces_the_results(tmp_path):
-    for value in (MASK, 2 - MASK):
-        writer, (image,) = open_writer(tmp_path, "mask", "a.jpg")
-        writer.write(image, value)
-    assert np.array_equal(read_png(tmp_path / "a.png"), 2 - MASK)
+def test_a_folder_that_holds_nothing_but_results(tmp_path):
+    make(tmp_path, "out/a.png")
+    with pytest.raises(DataError, match="no images found at"):
+        find_images(str(tmp_path), tmp_path / "out")

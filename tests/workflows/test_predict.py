@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,11 +14,16 @@ import torch
 from PIL import Image
 from tiny import DATA, SHORT
 
+from smp_ensemble.data.images import read_image
 from smp_ensemble.data.normalization import imagenet
 from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.member import Member
+from smp_ensemble.exceptions import StorageError
 from smp_ensemble.inference.engine import Engine
+from smp_ensemble.inference.files import find_images
+from smp_ensemble.inference.payload import predict_as
 from smp_ensemble.inference.uncertainty import draw_heatmap
+from smp_ensemble.inference.writing import FileWriter
 from smp_ensemble.tracking.flavor import load_model, save_model
 
 
@@ -121,3 +131,140 @@ def test_no_passes_at_all_are_refused(command, models):
     code, _, errors = command("predict", "--model", "plain", "--input", "one.png", "--passes", "0")
     assert code == 2
     assert "--passes: expected a whole number above 0, got 0" in errors[0]
+
+
+def write_images(folder, shapes):
+    """Images of several sizes: PNG, and JPEG in turn."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for index, shape in enumerate(shapes):
+        image = Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8))
+        image.save(folder / f"{index:02d}.{('png', 'jpg')[index % 2]}")
+    return find_images(str(folder))
+
+
+SIZES = [(16, 24, 3), (9, 31, 3), (16, 24, 3), (33, 8, 3), (9, 31, 3), (16, 24, 3)] * 2 + [(9, 31, 3)]
+RUN = ("predict", "--model", "plain", "--input", "images", "--precision", "32", "--accelerator", "cpu")
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["mask", "probabilities", "overlay", "rle", "uncertainty"])
+def test_files_are_those_of_a_plain_loop_whatever_the_batches(command, models, kind):
+    images = write_images(models / "images", SIZES)
+    engine = Engine(load_model("plain"), "cpu", "32")
+    writer = FileWriter(models / "loop", kind, images)
+    for image in images:
+        writer.write(image, predict_as(engine, [read_image(image.path)], kind)[0])
+    writer.close()
+    for batch in ("1", "3"):
+        code, values, _ = command(*RUN, "--kind", kind, "--output", f"out{batch}", "--batch-size", batch)
+        assert (code, values["count"], values["errors"]) == (0, len(SIZES), {})
+        if batch == "1" or kind not in {"probabilities", "uncertainty"}:
+            assert contents(models / f"out{batch}") == contents(models / "loop")
+        else:  # a batch of tiny images may be rounded in another way than each alone
+            for path in (models / "loop").glob("*.npy"):
+                found = np.load(models / f"out{batch}" / path.name, allow_pickle=False)
+                np.testing.assert_allclose(found, np.load(path, allow_pickle=False), rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_broken_in_any_way_is_listed_in_order_and_the_rest_is_predicted(command, models, monkeypatch):
+    images = write_images(models / "images", SIZES)
+    folder = models / "images"
+    (folder / "00.png").write_bytes(b"")
+    (folder / "03.jpg").write_bytes((folder / "03.jpg").read_bytes()[:200])
+    Image.new("RGB", (24, 16)).save(folder / "04.png")
+    (folder / "04.png").write_bytes((folder / "04.png").read_bytes()[:45])
+    Image.new("RGB", (200, 300)).save(folder / "08.png")
+    Image.new("L", (24, 16)).save(folder / "10.png")
+    names = [image.name for image in reversed(images)]
+    (folder / "list.csv").write_text("\n".join(["image", *names, "gone.png"]))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
+    (models / "out" / "12.png").mkdir(parents=True)
+    arguments = [*RUN[:4], "images/list.csv", *RUN[5:]]
+    code, values, _ = command(*arguments, "--output", "out")
+    assert code == 0
+    assert list(values["errors"]) == ["12.png", "10.png", "08.png", "04.png", "03.jpg", "00.png", "gone.png"]
+    assert values["count"] == 7
+    reasons = pd.read_csv(models / "out" / "errors.csv").set_index("name")["error"]
+    assert reasons.to_dict() == values["errors"]
+    for name, reason in {
+        "00.png": "cannot read image images/00.png: expected PNG, JPEG, TIFF, BMP or WebP, found none",
+        "03.jpg": "truncated", "04.png": "truncated", "08.png": "decompression bomb",
+        "10.png": "images/10.png has 1 bands, the model takes 3", "12.png": "cannot write out/12.png: Is a directory",
+        "gone.png": "No such file or directory",
+    }.items():  # fmt: skip
+        assert reason.lower() in reasons[name].lower()
+    assert len(list((models / "out").glob("*.png"))) == 7 + 1
+    assert not list((models / "out").glob("*partial"))
+    code, values, _ = command(*arguments, "--output", "runs.csv", "--kind", "rle")
+    good = [name for name in names if name not in reasons.drop("12.png")]
+    assert pd.read_csv(models / "runs.csv", keep_default_na=False)["name"].tolist() == good
+
+
+def test_none_at_all_is_an_error_and_none_left_is_none(command, models):
+    (models / "images").mkdir()
+    (models / "images" / "broken.png").write_bytes(b"no image")
+    code, _, errors = command(*RUN)
+    assert code == 2
+    assert "none of the 1 images could be predicted; the first: cannot read image" in errors[0]
+    assert (models / "predictions" / "errors.csv").exists()
+    Image.new("RGB", (9, 9)).save(models / "images" / "good.png")
+    for expected in ({"count": 1, "kept": 0}, {"count": 0, "kept": 1}):
+        code, values, _ = command(*RUN, "--skip-existing", "true")
+        assert code == 0
+        assert values | expected == values
+        assert list(values["errors"]) == ["broken.png"]
+    (models / "images" / "broken.png").unlink()
+    code, values, _ = command(*RUN, "--skip-existing", "true")
+    assert values == {"output": "predictions", "count": 0, "kept": 1, "errors": {}}
+    assert not (models / "predictions" / "errors.csv").exists()
+
+
+@pytest.mark.parametrize("kind", ["mask", "rle", "uncertainty"])
+def test_a_full_disk_ends_it_and_the_next_call_goes_on(command, models, monkeypatch, kind):
+    write_images(models / "images", SIZES)
+    code, values, _ = command(*RUN, "--kind", kind, "--output", "whole")
+    assert (code, values["count"]) == (0, len(SIZES))
+    save = FileWriter.save
+
+    def full(writer, image, result):
+        if image.name == "09.jpg":
+            raise StorageError("cannot write 09.png: No space left on device; what is written so far stays")
+        return save(writer, image, result)
+
+    monkeypatch.setattr(FileWriter, "save", full)
+    code, _, errors = command(*RUN, "--kind", kind, "--output", "out", "--batch-size", "2")
+    assert code == 1
+    assert errors == ["error: cannot write 09.png: No space left on device; what is written so far stays"]
+    monkeypatch.setattr(FileWriter, "save", save)
+    code, values, _ = command(*RUN, "--kind", kind, "--output", "out", "--skip-existing", "true")
+    assert code == 0
+    assert values["kept"] > 0
+    assert values["kept"] + values["count"] == len(SIZES)
+    assert contents(models / "out") == contents(models / "whole")
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_at_once_with_whole_files_and_exit_code_130(models):
+    write_images(models / "images", [(64, 64, 3), (48, 64, 3)] * 400)
+    arguments = [*RUN, "--kind", "rle", "--output", "out/runs.csv", "--batch-size", "2"]
+    program = [sys.executable, "-m", "smp_ensemble.cli"]
+    process = subprocess.Popen([*program, *arguments], cwd=models, stderr=subprocess.PIPE, text=True)
+    partial = models / "out" / "runs.csv.partial"
+    deadline = time.monotonic() + 120
+    while not (partial.exists() and partial.stat().st_size > 8_000):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    sent = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 20
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "error: interrupted"
+    assert [path.name for path in (models / "out").iterdir()] == [partial.name]
+    rows = pd.read_csv(partial, keep_default_na=False)["name"].tolist()
+    assert rows == [image.name for image in find_images(str(models / "images"))][: len(rows)]
