@@ -1,4 +1,8 @@
-"""Training augmentation: random scale and crop, symmetries, mild colour; a pure function of image, mask and seed."""
+"""Training augmentation: random scale and crop, symmetries, mild colour; a pure function of image, mask and seed.
+
+Soft targets, which are float planes beside the mask, take the same way: they are scaled as the image is, so that planes
+that follow its pixels still do, and colour leaves them alone.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Pixels = npt.NDArray[Any]
+Arrays = dict[str, Pixels]
+"""`image`, `mask` and perhaps `planes`, of one height and width."""
 
 LARGEST_SCALE, SMALLEST_SCALE = 2.0, 0.5
 
@@ -86,9 +92,11 @@ class TrainTransform:
         symmetries = [A.D4(p=1)] if steps.symmetries else []
         near = (0.8, 1.2)
         colour = [A.ColorJitter(near, near, near, hue=(-0.03, 0.03), p=0.8)] if steps.colour else []
-        self._scale = A.Compose(scale) if scale else None
-        self._finish = A.Compose(symmetries) if symmetries else None
-        self._finish_rgb = A.Compose(symmetries + colour) if symmetries + colour else None
+        like_image, like_mask = {"planes": "image"}, {"planes": "mask"}  # as a mask, they are moved and never coloured
+        self._scale = A.Compose(scale, additional_targets=like_image) if scale else None
+        self._finish = A.Compose(symmetries, additional_targets=like_mask) if symmetries else None
+        finish_rgb = symmetries + colour
+        self._finish_rgb = A.Compose(finish_rgb, additional_targets=like_mask) if finish_rgb else None
 
     def __call__(self, image: Pixels, mask: Pixels, seed: int) -> tuple[Pixels, Pixels]:
         """The crop that belongs to `seed`.
@@ -104,6 +112,31 @@ class TrainTransform:
         Raises:
             ConfigError: The image has not one band for each value of `fill`.
         """
+        found = self._run({"image": image, "mask": mask}, seed)
+        return found["image"], found["mask"]
+
+    def with_planes(self, image: Pixels, mask: Pixels, planes: Pixels, seed: int) -> tuple[Pixels, Pixels, Pixels]:
+        """The crop that belongs to `seed`, with the same crop of soft targets.
+
+        Args:
+            image: Shape `(H, W, C)`, as for a call.
+            mask: uint8, shape `(H, W)` or `(H, W, K)`.
+            planes: float32, shape `(H, W, K)`.
+            seed: Any integer from 0; image and mask are those of a call with it.
+
+        Returns:
+            Image, mask, and the planes, which are NaN where the image was filled up.
+
+        Raises:
+            ConfigError: The image has not one band for each value of `fill`, or the planes have another size.
+        """
+        if planes.ndim != 3 or planes.shape[:2] != image.shape[:2]:
+            raise ConfigError(f"expected planes of shape {image.shape[:2]} and K, found {planes.shape}")
+        found = self._run({"image": image, "mask": mask, "planes": planes}, seed)
+        return found["image"], found["mask"], found["planes"]
+
+    def _run(self, arrays: Arrays, seed: int) -> Arrays:
+        image = arrays["image"]
         if image.shape[2] != len(self.fill):
             raise ConfigError(f"fill: expected one value for each of {image.shape[2]} bands, found {len(self.fill)}")
         generator = np.random.default_rng(seed)
@@ -111,42 +144,44 @@ class TrainTransform:
         generators = generator, random.Random(seed)  # noqa: S311 - augmentation, not cryptography
         if self._scale is not None:
             enough = round(self.crop_size / SMALLEST_SCALE)  # the rest would be scaled only to be cut off
-            image, mask = _crop(image, mask, enough, generator)
-            image, mask = _apply(self._scale, image, mask, generators)
-        image, mask = _crop(image, mask, self.crop_size, generator)
-        image, mask = self._pad(image, mask, generator)
-        finish = self._finish_rgb if image.shape[2] == 3 and image.dtype == np.uint8 else self._finish
-        return (image, mask) if finish is None else _apply(finish, image, mask, generators)
+            arrays = _apply(self._scale, _crop(arrays, enough, generator), generators)
+        arrays = self._pad(_crop(arrays, self.crop_size, generator), generator)
+        rgb = arrays["image"].shape[2] == 3 and arrays["image"].dtype == np.uint8
+        finish = self._finish_rgb if rgb else self._finish
+        return arrays if finish is None else _apply(finish, arrays, generators)
 
-    def _pad(self, image: Pixels, mask: Pixels, generator: np.random.Generator) -> tuple[Pixels, Pixels]:
+    def _pad(self, arrays: Arrays, generator: np.random.Generator) -> Arrays:
         """Fills up to the crop size, with the image at a random place."""
-        height, width = mask.shape[:2]
+        height, width = arrays["mask"].shape[:2]
         missing = self.crop_size - height, self.crop_size - width
         if missing == (0, 0):
-            return image, mask
+            return arrays
         top, left = (int(generator.integers(size + 1)) for size in missing)
         inside = slice(top, top + height), slice(left, left + width)
-        fill = np.array(self.fill) if image.dtype.kind == "f" else np.rint(self.fill)
-        padded = np.empty((self.crop_size, self.crop_size, image.shape[2]), dtype=image.dtype)
-        padded[:] = fill
-        padded[inside] = image
-        padded_mask = np.full((self.crop_size, self.crop_size, *mask.shape[2:]), IGNORE_INDEX, dtype=mask.dtype)
-        padded_mask[inside] = mask
-        return padded, padded_mask
+        is_float = arrays["image"].dtype.kind == "f"
+        fills = {
+            "image": np.array(self.fill) if is_float else np.rint(self.fill),
+            "mask": IGNORE_INDEX,
+            "planes": np.nan,  # nobody said anything about these pixels
+        }
+        padded = {}
+        for name, array in arrays.items():
+            padded[name] = np.empty((self.crop_size, self.crop_size, *array.shape[2:]), dtype=array.dtype)
+            padded[name][:] = fills[name]
+            padded[name][inside] = array
+        return padded
 
 
-def _crop(image: Pixels, mask: Pixels, size: int, generator: np.random.Generator) -> tuple[Pixels, Pixels]:
+def _crop(arrays: Arrays, size: int, generator: np.random.Generator) -> Arrays:
     """A random window of at most `size` by `size` pixels."""
-    height, width = mask.shape[:2]
+    height, width = arrays["mask"].shape[:2]
     top = int(generator.integers(max(height - size, 0) + 1))
     left = int(generator.integers(max(width - size, 0) + 1))
     window = slice(top, top + size), slice(left, left + size)
-    return image[window], mask[window]
+    return {name: array[window] for name, array in arrays.items()}
 
 
-def _apply(
-    steps: A.Compose, image: Pixels, mask: Pixels, generators: tuple[np.random.Generator, random.Random]
-) -> tuple[Pixels, Pixels]:
+def _apply(steps: A.Compose, arrays: Arrays, generators: tuple[np.random.Generator, random.Random]) -> Arrays:
     steps.set_random_state(*generators)
-    result = steps(image=np.ascontiguousarray(image), mask=np.ascontiguousarray(mask))
-    return result["image"], result["mask"]
+    result = steps(**{name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    return {name: result[name] for name in arrays}
