@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,14 +13,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from smp_ensemble.data.soft_targets import TaughtSamples, collate_taught
 from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.typing import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from smp_ensemble.data.datasets import SegmentationDataset
+    from smp_ensemble.data.soft_targets import SoftTargets
 
 Batch = dict[str, Tensor]
-"""`image` `(N, C, H, W)` raw values, `mask` int64 `(N, H, W)` (multilabel `(N, K, H, W)`), `index` int64 `(N,)`."""
+"""`image` `(N, C, H, W)` raw values, `mask` int64 `(N, H, W)` (multilabel `(N, K, H, W)`), `index` int64 `(N,)`;
+`soft` where there are soft targets, float32 `(N, K, H, W)`, NaN where they say nothing."""
 
 Transform = Callable[[npt.NDArray[Any], npt.NDArray[Any], int], tuple[npt.NDArray[Any], npt.NDArray[Any]]]
 Sample = tuple[npt.NDArray[Any], npt.NDArray[Any], int]
@@ -37,6 +41,7 @@ def training_loader(
     epoch_of: Callable[[], int],
     shard: tuple[int, int] = (0, 1),
     weights_of: Callable[[], Weights | None] = lambda: None,
+    teaching: SoftTargets | None = None,
 ) -> DataLoader[Batch]:
     """Shuffled, transformed batches; which ones depends on `seed`, the epoch and the images' weights alone.
 
@@ -53,12 +58,16 @@ def training_loader(
         shard: This process's rank and the number of processes that train together; each takes its own batches.
         weights_of: Gives each image's weight, shape `(n,)`, for the epoch that starts now: images are then drawn with
             replacement, in proportion. None: each image once.
+        teaching: Batches hold these soft targets too; the rest of them stays as it is.
 
     Raises:
         ConfigError: The data set is empty for this shard, or a number is out of range.
     """
     _check(batch_size, workers)
     batches = SeededBatches(len(dataset), batch_size, seed, epoch_of, shard, weights_of)
+    if teaching is not None:
+        taught = TaughtSamples(dataset, transform, teaching)
+        return _loader(taught, workers, batch_sampler=batches, collate_fn=partial(collate_taught, collate=_collate))
     samples = _TransformedSamples(dataset, transform)
     return _loader(samples, workers, batch_sampler=batches, collate_fn=_collate)
 
@@ -212,10 +221,10 @@ def _collate(samples: Sequence[Sample]) -> Batch:
     }
 
 
-def _loader(samples: Dataset[Sample], workers: int, **options: Any) -> DataLoader[Batch]:
+def _loader(samples: Dataset[Any], workers: int, **options: Any) -> DataLoader[Batch]:
     workers = min(workers, _processors())  # torch warns of more; results do not depend on the number
     return DataLoader(
-        samples,  # type: ignore[arg-type]  # the collate function makes batches of samples
+        samples,  # the collate function makes batches of them
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
