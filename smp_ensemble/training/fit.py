@@ -19,6 +19,7 @@ from smp_ensemble.precision import choose_device, resolve_precision
 from smp_ensemble.training.boosting import Boosting
 from smp_ensemble.training.callback import SnapshotCallback
 from smp_ensemble.training.class_weights import class_weights
+from smp_ensemble.training.distillation import DistillationModule
 from smp_ensemble.training.host import EpochFromSteps, make_host, quiet
 from smp_ensemble.training.losses import make_loss
 from smp_ensemble.training.module import SegmentationModule
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from smp_ensemble.data.datasets import SegmentationDataset
     from smp_ensemble.data.normalization import Normalization
+    from smp_ensemble.training.distillation import Lesson
     from smp_ensemble.typing import Snapshot, SnapshotStore, Trainer
 
 
@@ -105,6 +107,7 @@ def fit(
     trained_on: Collection[str] | None = (),
     resume_from: Path | None = None,
     checkpoint_folder: Path | None = None,
+    lesson: Lesson | None = None,
 ) -> list[Snapshot]:
     """Trains `model` by one method and returns references to its snapshots, all delivered.
 
@@ -121,6 +124,7 @@ def fit(
         trained_on: Digests of images that `model` was trained on before, for the leak guard; None: unknown.
         resume_from: A checkpoint of the same training to go on from.
         checkpoint_folder: Where to leave `last.ckpt` after each epoch; None: nowhere.
+        lesson: What a teacher says about the training images; None: there is none.
 
     Raises:
         ConfigError: Options that do not fit the data or each other.
@@ -142,7 +146,7 @@ def fit(
             f"patience={options.patience} watches the scores of the network, but '{method.name}' keeps an average of "
             "its weights, which is scored at the end alone: use patience=0"
         )
-    module = _module(model, normalization, train_data, options)
+    module = _module(model, normalization, train_data, options, lesson)
     transform = TrainTransform(options.crop_size, fill=normalization.raw_mean(), augment=options.augment)
     with opened(store) as kept:
         callback = SnapshotCallback(
@@ -189,6 +193,7 @@ def fit(
             workers=options.workers,
             epoch_of=epoch,
             weights_of=lambda: boosting.weights if boosting else None,
+            teaching=lesson.soft_targets if lesson is not None else None,
         )
         val_loader = evaluation_loader(val_data, batch_size=options.batch_size, workers=options.workers, divisor=stride)
         torch.manual_seed(options.seed)  # dropout; batches and augmentation have seeds of their own
@@ -227,11 +232,16 @@ def _together(digests: Collection[str], earlier: Collection[str] | None) -> tupl
 
 
 def _module(
-    model: nn.Module, normalization: Normalization, data: SegmentationDataset, options: FitOptions
+    model: nn.Module,
+    normalization: Normalization,
+    data: SegmentationDataset,
+    options: FitOptions,
+    lesson: Lesson | None,
 ) -> SegmentationModule:
     task = data.task
     weights = class_weights(options.class_weights, data)
-    return SegmentationModule(
+    make = SegmentationModule if lesson is None else partial(DistillationModule, lesson=lesson)
+    return make(
         model,
         normalization,
         task,
