@@ -61,6 +61,11 @@ COMMANDS = {
         "snapshots -> one snapshot whose weights are their average, batch norm refreshed",
         "smp-ensemble soup --data my_data --where \"params.trainer = 'snapshot'\" --selector greedy",
     ),
+    "distill": Command(
+        "distill:distill", workflow_options.DistillOptions,
+        "an ensemble -> one student that learned from its predictions, and what it kept",
+        "smp-ensemble distill --model models:/buildings@champion --data my_data --unlabelled more_images/ --epochs 40",
+    ),
     "evaluate": Command(
         "evaluate:evaluate", workflow_options.EvaluateOptions,
         "any model of ours -> scores and overlays",

@@ -146,6 +146,34 @@ class TrainOptions(PartOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillOptions(TrainOptions):
+    """How one student learns from an ensemble; all else is as in a training."""
+
+    model: str = option(
+        "", "the teacher, any model of ours: models:/name@alias, models:/m-..., or a folder", required=True
+    )
+    unlabelled: str = option(
+        "", "images without masks that the student learns from too: a folder, a glob, or a CSV with a column 'image'"
+    )
+    alpha: float = option(0.5, "share of the masks in the loss, 0 to 1; the teacher has the rest")
+    soften: float = option(1.0, "temperature at which student and teacher are compared; above 1: softer")
+    views: str = option("own", f"of the teacher: {VIEWS_HELP}; own: the teacher's")
+    arch: str = option("", "architecture of the student: any of smp's, or a plugin's; empty: the first member's")
+    encoder_name: str = option(
+        "", "its encoder: any of smp's, or tu-NAME for any timm model; empty: the first member's"
+    )
+    trainer: str = option(
+        "single",
+        "training method: single, snapshot, fge, swa, ema, checkpoints, boost, or a plugin's (docs/methods.md)",
+    )
+    init: str = option(
+        "",
+        "start from trained weights: teacher (its best member), models:/m-... of a tracked snapshot, a checkpoint file "
+        "or a folder of smp's; empty: from new ones",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EnsembleOptions(DataOptions):
     """How to build an ensemble."""
 

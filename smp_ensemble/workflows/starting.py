@@ -70,6 +70,22 @@ def find_start(options: TrainOptions, splits: DataSplits) -> Start | None:
             f"init={options.init} brings the encoder's weights too: leave encoder-weights={options.encoder_weights} out"
         )
     member, normalization = _load(options, splits)
+    return start_from(member, normalization, options, splits)
+
+
+def start_from(member: Member, normalization: Normalization | None, options: TrainOptions, splits: DataSplits) -> Start:
+    """Trained weights to start from, which fit the options and have seen nothing that is scored.
+
+    Args:
+        member: With its lineage.
+        normalization: What it was trained with; None where nobody knows.
+        options: `init` is how errors call it.
+        splits: The data.
+
+    Raises:
+        ConfigError: Another option contradicts it.
+        LeakError: It was trained on validation or test images.
+    """
     found = describe_network(member.network)
     if normalization is not None:
         found["normalization"] = normalization.kind

@@ -26,7 +26,10 @@ from smp_ensemble.workflows.crossval import LeftOutScores, score_left_out
 from smp_ensemble.workflows.starting import new_network, normalization_for
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from smp_ensemble.data.forms import DataSplits
+    from smp_ensemble.training.distillation import Lesson
     from smp_ensemble.training.plans import PlannedTraining
     from smp_ensemble.typing import Snapshot, Trainer
     from smp_ensemble.workflows.options import TrainOptions
@@ -114,6 +117,8 @@ def run_training(
     *,
     start: Start | None = None,
     parent_run_id: str | None = None,
+    lesson: Lesson | None = None,
+    then: Callable[[MlflowStore, Sequence[Snapshot]], None] | None = None,
 ) -> Training:
     """Trains once, by one method, and leaves every snapshot in MLflow, scored.
 
@@ -124,6 +129,8 @@ def run_training(
         planned: Its place in a plan.
         start: Trained weights to start from.
         parent_run_id: The plan's run, to nest under.
+        lesson: What a teacher says about the training images.
+        then: Is called with the snapshots before the run ends, with what belongs to it too.
 
     Raises:
         InputError: Something in the options or the data does not fit; nothing is tracked unless training had begun,
@@ -144,6 +151,8 @@ def run_training(
     )
     with store:
         params = {**configuration(options, method, start), "mode": task.mode}
+        if lesson is not None:
+            params |= lesson.params
         store.log_params({**params, **environment(options)})
         store.set_tags(links(store.link))
         store.log_dataset(splits.train.reference(), "training")
@@ -158,16 +167,26 @@ def run_training(
             store=store,
             options=fit_options(options),
             params=params,
-            trained_on=start.trained_on if start is not None else (),
+            trained_on=_seen_before(start, lesson),
+            lesson=lesson,
         )
         del network  # what comes now works on the stored snapshots
         left_out = None
         if splits.left_out is not None:
             snapshots, left_out = _cross_validate(store, snapshots, splits, options)
         _draw(store, method, options, snapshots)
+        if then is not None:
+            then(store, snapshots)
     experiment = store.run.client.get_experiment(store.run.experiment_id).name
     seconds = time.perf_counter() - began
     return Training(planned, store.run_id, experiment, store.link, snapshots, left_out, seconds)
+
+
+def _seen_before(start: Start | None, lesson: Lesson | None) -> frozenset[str] | None:
+    """Digests of images that are in the weights already, or come in through a teacher; None: unknown."""
+    sources = [start.trained_on if start is not None else frozenset(), lesson.seen if lesson else frozenset()]
+    known = [one for one in sources if one is not None]
+    return frozenset().union(*known) if len(known) == len(sources) else None
 
 
 def _cross_validate(
@@ -201,7 +220,18 @@ def fit_options(options: TrainOptions) -> FitOptions:
 
 def configuration(options: TrainOptions, method: Trainer, start: Start | None) -> dict[str, Any]:
     """All options as params, with the method's own, and with what trained weights say about themselves."""
-    left_out = {"trainer_options", "cycles", "experiment", "run_name", "where", "pick", "register_as", "alias"}
+    left_out = {
+        "trainer_options",
+        "cycles",
+        "experiment",
+        "run_name",
+        "where",
+        "pick",
+        "register_as",
+        "alias",
+        "model",
+        "views",
+    }
     wanted = {known.name for known in fields(type(options))} - left_out
     found = {name: value for name, value in asdict(options).items() if name in wanted}
     return {**found, **(start.params if start is not None else {}), **describe(method)}
