@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from smp_ensemble.data.transforms import AUGMENTATIONS, TrainTransform
 from smp_ensemble.exceptions import ConfigError
@@ -112,3 +114,44 @@ def test_bad_options_are_refused(options, message):
 def test_a_fill_of_other_bands_is_refused():
     with pytest.raises(ConfigError, match="fill: expected one value for each of 3 bands, found 1"):
         TrainTransform(8, fill=(0,))(*pair(), 0)
+
+
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.tuples(st.integers(10, 70), st.integers(10, 70)),
+    augment=st.sampled_from(sorted(AUGMENTATIONS)),
+    outputs=st.sampled_from([1, 3]),
+)
+def test_planes_that_follow_the_pixels_still_do(seed, size, augment, outputs):
+    """A float image is its own soft target: scaled, cropped, flipped and filled up, the two stay equal."""
+    generator = np.random.default_rng(seed)
+    image = generator.random((*size, 4), dtype=np.float32)
+    mask = generator.integers(0, 2, size, dtype=np.uint8)
+    transform = TrainTransform(32, fill=(2, 2, 2, 2), augment=augment)
+    out, out_mask, planes = transform.with_planes(image, mask, image[..., :outputs].copy(), seed)
+    assert (planes.shape, planes.dtype) == ((32, 32, outputs), np.float32)
+    inside = out_mask != 255
+    np.testing.assert_array_equal(planes[inside], out[..., :outputs][inside])
+    assert np.isnan(planes[~inside]).all()
+    for one, other in zip((out, out_mask), transform(image, mask, seed), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_colour_leaves_planes_alone():
+    image, mask = np.full((40, 40, 3), 120, np.uint8), np.zeros((40, 40), np.uint8)
+    image[..., 0] = 30
+    transform = TrainTransform(16, fill=(0, 0, 0))
+    coloured = 0
+    for seed in range(10):
+        out, _, planes = transform.with_planes(image, mask, np.full((40, 40, 1), 0.25, np.float32), seed)
+        np.testing.assert_array_equal(planes, np.float32(0.25))
+        np.testing.assert_array_equal(out, transform(image, mask, seed)[0])
+        coloured += not np.array_equal(out[0, 0], image[0, 0])
+    assert coloured > 3
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (40, 59, 1)])
+def test_planes_of_another_size_are_refused(shape):
+    with pytest.raises(ConfigError, match=r"expected planes of shape \(40, 60\) and K, found"):
+        TrainTransform(8, fill=(0, 0, 0)).with_planes(*pair(), np.zeros(shape, np.float32), 0)
