@@ -67,8 +67,9 @@ def loader(data, *, epoch=0, workers=0, augment="flips", teaching=None):
 
 
 def test_images_and_masks_are_those_of_a_training_without_a_teacher(data):
-    plain, taught = list(loader(data, augment="default")), list(
-        loader(data, augment="default", teaching=Brightness(data))
+    plain, taught = (
+        list(loader(data, augment="default")),
+        list(loader(data, augment="default", teaching=Brightness(data))),
     )
     assert len(plain) == len(taught) > 2
     for one, other in zip(plain, taught, strict=True):
