@@ -38,11 +38,13 @@ class Prediction:
         output: The folder, or the CSV of run lengths.
         count: Images predicted.
         errors: Name and reason of each image that could not be.
+        members_used: By an image on average, where images may skip members; else None.
     """
 
     output: Path
     count: int
     errors: list[tuple[str, str]]
+    members_used: float | None = None
 
     def report(self) -> Report:
         """How many, and where."""
@@ -50,7 +52,14 @@ class Prediction:
         if self.errors:
             name, reason = self.errors[0]
             lines.append(f"{len(self.errors)} could not be, listed in {ERRORS_FILE}; the first: {name}: {reason}")
-        values = {"output": str(self.output), "count": self.count, "errors": dict(self.errors)}
+        if self.members_used is not None:
+            lines.append(f"an image used {self.members_used:.2f} members on average")
+        values = {
+            "output": str(self.output),
+            "count": self.count,
+            "errors": dict(self.errors),
+            "members_used": self.members_used,
+        }
         return Report(values, (), lines)
 
 
@@ -67,7 +76,8 @@ def predict(options: PredictOptions) -> Prediction:
         check_views(options.views)  # before anything is loaded
     images = find_images(options.input)
     ensemble = load_model(options.model)
-    engine = Engine(ensemble, choose_device(options.accelerator), options.precision, options.passes, options.views)
+    device = choose_device(options.accelerator)
+    engine = Engine(ensemble, device, options.precision, options.passes, options.views, options.adaptive)
     writer = FileWriter(Path(options.output), kind, images, max_entropy(ensemble.mode, len(ensemble.class_names)))
     errors: list[tuple[str, str]] = []
     batches = [images[at : at + options.batch_size] for at in range(0, len(images), options.batch_size)]
@@ -81,7 +91,7 @@ def predict(options: PredictOptions) -> Prediction:
         write_csv(listed, ("name", "error"), errors)
     if len(errors) == len(images):
         raise DataError(f"none of the {len(images)} images could be predicted; the first: {errors[0][1]}")
-    return Prediction(writer.close(), len(images) - len(errors), errors)
+    return Prediction(writer.close(), len(images) - len(errors), errors, engine.mean_members)
 
 
 def _read(
