@@ -43,8 +43,8 @@ Z = 1.645
 """One-sided 95 %: of the table's upper bounds, and of what is promised over images."""
 
 FOLDS = 5
-STEPS = 24
-"""Limits that are tried: from a 4096th of the tolerance up to it, each the square root of two times the one before."""
+FACTORS = 2.0 ** (np.arange(-24, 13) / 2)
+"""Limits that are tried, as factors of the tolerance: most images do not stop at the limit, and change nothing."""
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def count_changes(predictions: Predictions) -> StageCounts:
 
 
 def _stages_of(ensemble: Ensemble, probabilities: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """The mask after each member, and after each but the last the bin of each mask value: `BINS` where it is settled."""
+    """The mask after each member, and after each but the last every value's bin: `BINS` where it is settled."""
     combiner, weights = ensemble.new_combiner(), ensemble.scaled_weights
     masks, bins = [], []
     for index, one in enumerate(probabilities):
@@ -187,7 +187,7 @@ def fit_limit(counts: StageCounts, folds: npt.NDArray[np.int64], tolerance: floa
     expected /= counts.sizes[:, None]
     actual = counts.changed.sum(axis=-1)
     best = 0.0
-    for limit in tolerance * 2.0 ** (np.arange(-STEPS, 1) / 2):
+    for limit in np.minimum(tolerance * FACTORS, 1.0):
         stops = expected <= limit
         first = np.where(stops.any(axis=1), stops.argmax(axis=1), -1)
         changed = np.where(first >= 0, actual[np.arange(len(first)), first], 0)

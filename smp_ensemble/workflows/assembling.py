@@ -65,7 +65,8 @@ def assemble(
     """Loads and verifies members, guards against leaks, and fits what combines them on validation data.
 
     In this order: weights or a stacker, temperatures, thresholds, post-processing, the adaptive rule. Members predict
-    once; their predictions wait in a temporary folder. A member whose fitted weight is 0 is left out: it would only cost time.
+    once; their predictions wait in a temporary folder. A member whose fitted weight is 0 is left out: it would only
+    cost time.
 
     Args:
         members: Tracked snapshots.
