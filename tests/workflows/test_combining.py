@@ -221,7 +221,7 @@ def test_an_adaptive_rule_is_fitted_measured_kept_and_served_on_request(command,
         assert 1 <= found["members"] <= 3
     images = np.stack([load_data(DATA[1]).test.read(index)[0] for index in range(3)])
     model = mlflow.pyfunc.load_model(values["uri"])
-    early = Engine(ensemble, "cpu", "32", adaptive=True)
+    early = Engine(ensemble, adaptive=True)
     expected = [ensemble.decide(torch.from_numpy(one)[None])[0].numpy() for one in early.predict(list(images))]
     assert np.array_equal(model.predict(images, params={"adaptive": True}), np.stack(expected))
     code, text, _ = command("ensemble", *DATA, *SHORT, "--adaptive", "0.2", values=False)
