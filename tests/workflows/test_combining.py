@@ -206,6 +206,7 @@ def test_post_processing_is_kept_with_the_model(command, trained):
     assert tuned["val"][-1]["iou"] >= plain["val"][-1]["iou"]
 
 
+@pytest.mark.slow
 def test_an_adaptive_rule_is_fitted_measured_kept_and_served_on_request(command, trained, tracking, tmp_path):
     code, values, _ = command("ensemble", *DATA, *SHORT, "--weights", "1,3,2", "--adaptive", "0.2")
     assert code == 0
@@ -234,8 +235,8 @@ def test_an_adaptive_rule_is_fitted_measured_kept_and_served_on_request(command,
     assert 1 <= predicted["members_used"] <= 3
     _, predicted, _ = command(*options, "--output", "whole")
     assert predicted["members_used"] is None
-    _, plain, _ = command("ensemble", *DATA, *SHORT)
-    code, _, errors = command("predict", "--model", plain["uri"], "--input", str(tmp_path), "--adaptive", "true")
+    snapshot = search_snapshots()[0].uri
+    code, _, errors = command("predict", "--model", snapshot, "--input", str(tmp_path), "--adaptive", "true")
     assert code == 2
     assert "this ensemble has no adaptive rule: build it with --adaptive 0.001" in errors[0]
     code, scored, _ = command("evaluate", "--model", values["uri"], *DATA, *SHORT)
