@@ -151,11 +151,15 @@ class Combiner(Protocol):
         reject: Which pixels are rejected unless the ensemble says otherwise: those whose decision does not get more
             than this.
         fits_weights: Member weights are fitted on validation data unless they are given.
+        additive: What `compute` gives follows from a sum over members, each times its weight, and for each class grows
+            with what members say of it; `compute` may be asked after each member, and changes nothing. Adaptive
+            ensembles need it.
     """
 
     votes: ClassVar[bool] = False
     reject: ClassVar[float] = 0.0
     fits_weights: ClassVar[bool] = False
+    additive: ClassVar[bool] = False
 
     def update(self, probabilities: Tensor, weight: float = 1.0) -> None:
         """Takes one member's probabilities, shape `(N, K, H, W)`."""

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from smp_ensemble.data.normalization import Normalization
+from smp_ensemble.ensembling.adaptive import AdaptiveRule
 from smp_ensemble.ensembling.combiners import combiner_class
 from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.member import CONFIG_FILE, WEIGHTS_FILE, Member, load_network, save_network
@@ -127,6 +128,7 @@ def save_ensemble(ensemble: Ensemble, folder: Path) -> EnsembleSpec:
         ensemble.reject,
         digest,
         ensemble.postprocess.to_dict(),
+        ensemble.adaptive.to_dict() if ensemble.adaptive is not None else None,
     )
     write_spec(spec, folder)
     return spec
@@ -197,6 +199,7 @@ def load_ensemble(folder: Path) -> Ensemble:
             state=_load_state(folder) if spec.combiner_sha256 is not None else None,
             postprocess=PostProcessing.from_dict(spec.postprocess),
             class_names=spec.class_names,
+            adaptive=AdaptiveRule.from_dict(spec.adaptive) if spec.adaptive is not None else None,
         )
     except ConfigError as error:
         raise IntegrityError(f"{folder / ENSEMBLE_FILE} does not hold what it should: {error}") from error

@@ -44,6 +44,8 @@ class Mean(Combiner):
         0.75
     """
 
+    additive: ClassVar[bool] = True
+
     def __init__(self, context: CombinerContext) -> None:
         self.context = context
         self._sum: Tensor | None = None
@@ -116,6 +118,7 @@ class Vote(Combiner):
     """
 
     votes: ClassVar[bool] = True
+    additive: ClassVar[bool] = True
 
     def __init__(self, context: CombinerContext) -> None:
         self.context = context
@@ -177,3 +180,8 @@ def default_reject(combiner: object) -> float:
 def fits_weights(combiner: object) -> bool:
     """Whether it wants fitted weights where none are given."""
     return bool(getattr(combiner, "fits_weights", False))
+
+
+def is_additive(combiner: object) -> bool:
+    """Whether it adds members up, so that what is still missing can be bounded; false unless it says so."""
+    return bool(getattr(combiner, "additive", False))

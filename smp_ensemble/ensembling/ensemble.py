@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from smp_ensemble.architectures import check_network
+from smp_ensemble.ensembling.adaptive import AdaptiveRule, check_adaptive, check_order
 from smp_ensemble.ensembling.combiners import TIE, casts_votes, combiner_class, default_reject
 from smp_ensemble.ensembling.postprocessing import PostProcessing
 from smp_ensemble.ensembling.temperature import apply_temperature
@@ -45,6 +46,7 @@ class Ensemble(nn.Module):
         state: What the combiner was fitted to, by name (`stacking`).
         postprocess: What happens to a mask afterwards: `inference.masks.make_mask` applies it.
         class_names: As in `Task.class_names`; may stay empty for an ensemble that is never saved.
+        adaptive: When members that are still to come need not run: only `Engine(..., adaptive=True)` looks at it.
 
     Raises:
         ConfigError: No members, unknown mode or combiner, or options that do not fit.
@@ -70,6 +72,7 @@ class Ensemble(nn.Module):
         state: Mapping[str, Tensor] | None = None,
         postprocess: PostProcessing | None = None,
         class_names: Sequence[str] = (),
+        adaptive: AdaptiveRule | None = None,
     ) -> None:
         super().__init__()
         if not members:
@@ -101,6 +104,8 @@ class Ensemble(nn.Module):
         self.reject = _check_reject(default_reject(self._combiner) if reject is None else reject)
         if self.votes and self.temperature != 1:
             raise ConfigError(f"shares of votes have no temperature, got {temperature} with combiner '{combiner}'")
+        self._adaptive: AdaptiveRule | None = None
+        self.adaptive = adaptive
         self.new_combiner()  # refuses a state that does not fit now, and not at the first image
         self.eval()
 
@@ -109,9 +114,31 @@ class Ensemble(nn.Module):
         """Whether it combines votes: what it gives are shares, cut at 0.5."""
         return casts_votes(self._combiner)
 
+    @property
+    def adaptive(self) -> AdaptiveRule | None:
+        """When members that are still to come need not run; None: all always run."""
+        return self._adaptive
+
+    @adaptive.setter
+    def adaptive(self, rule: AdaptiveRule | None) -> None:
+        if rule is not None:
+            check_adaptive(self._combiner, self.combiner)
+            check_order(self.weights)
+            if rule.members != len(self.weights):
+                raise ConfigError(
+                    f"expected an adaptive rule for {len(self.weights)} members, got one for {rule.members}"
+                )
+        self._adaptive = rule
+
     def new_combiner(self) -> Combiner:
         """A fresh combiner, for one batch."""
         return self._combiner(CombinerContext(self.mode, self.threshold, self.state))
+
+    @property
+    def scaled_weights(self) -> list[float]:
+        """As combiners get them, the largest 1: weights are scale-free, float32 sums are not."""
+        largest = max(self.weights)
+        return [weight / largest for weight in self.weights]
 
     def probabilities_of(self, member: nn.Module, images: Tensor) -> Tensor:
         """Probabilities `(N, K, H, W)`, float32, that one member gives for raw images `(N, C, H, W)`.
@@ -148,10 +175,9 @@ class Ensemble(nn.Module):
     def pool(self, probabilities: Iterator[Tensor]) -> Tensor:
         """The same as `combine` before the temperature."""
         combiner = self.new_combiner()
-        largest = max(self.weights)  # weights are scale-free, float32 sums are not
         shape: torch.Size | None = None
         # Neither zip nor a name may keep one member's probabilities while the next member runs.
-        for index, weight in enumerate(self.weights):
+        for index, weight in enumerate(self.scaled_weights):
             one = next(probabilities, None)
             if one is None:
                 raise ConfigError(f"expected probabilities of {len(self.weights)} members, got {index}")
@@ -160,7 +186,7 @@ class Ensemble(nn.Module):
                     f"members must agree in shape: member 0 gives {tuple(shape)}, member {index} {tuple(one.shape)}"
                 )
             shape = one.shape
-            combiner.update(one, weight / largest)
+            combiner.update(one, weight)
             del one
         if next(probabilities, None) is not None:
             raise ConfigError(f"expected probabilities of {len(self.weights)} members, got more")

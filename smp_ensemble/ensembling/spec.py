@@ -48,7 +48,8 @@ class MemberEntry:
 class EnsembleSpec:
     """The content of `ensemble.json`: everything about an ensemble but its weights.
 
-    `combiner_sha256` is that of the combiner's fitted state, beside `ensemble.json`; None: it has none.
+    `combiner_sha256` is that of the combiner's fitted state, beside `ensemble.json`; None: it has none. `adaptive` is
+    the rule as `AdaptiveRule.to_dict` gives it; without one the file does not name it.
     """
 
     mode: Mode
@@ -62,6 +63,7 @@ class EnsembleSpec:
     reject: float = 0.0
     combiner_sha256: str | None = None
     postprocess: Mapping[str, Any] = field(default_factory=dict)
+    adaptive: Mapping[str, Any] | None = None
 
     @property
     def task(self) -> Task:
@@ -71,7 +73,7 @@ class EnsembleSpec:
 
 def write_spec(spec: EnsembleSpec, folder: Path) -> None:
     """Writes `ensemble.json`."""
-    content = {
+    content: dict[str, Any] = {
         "format": FORMAT,
         "mode": spec.mode,
         "class_names": list(spec.class_names),
@@ -96,6 +98,8 @@ def write_spec(spec: EnsembleSpec, folder: Path) -> None:
             for member in spec.members
         ],
     }
+    if spec.adaptive is not None:
+        content["adaptive"] = dict(spec.adaptive)
     (folder / ENSEMBLE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
@@ -130,6 +134,7 @@ def read_spec(folder: Path) -> EnsembleSpec:
             reject=float(content.get("reject", 0.0)),
             combiner_sha256=None if digest is None else str(digest),
             postprocess=_object(content.get("postprocess", {})),
+            adaptive=_object(content["adaptive"]) if "adaptive" in content else None,
         )
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise IntegrityError(f"{path} does not hold what it should: {type(error).__name__} {error}") from error

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from smp_ensemble.evaluation.adaptive_measuring import AdaptiveScore
     from smp_ensemble.metrics.calibration import Reliability
     from smp_ensemble.metrics.diversity import Diversity
     from smp_ensemble.metrics.selective import RiskCoverage
@@ -68,6 +69,7 @@ class Measurement:
         uncalibrated: The ensemble's reliability before its temperature; None where that is 1.
         diversity: How members differ; None for an ensemble of one.
         uncertainty: Mean predictive entropy, mutual information (nats) and variation ratio of each image: `(n, 3)`.
+        adaptive: What the ensemble's adaptive rule saves and costs; None where it has none, or where it does not hold.
     """
 
     task: Task
@@ -80,6 +82,7 @@ class Measurement:
     uncalibrated: Reliability | None
     diversity: Diversity | None
     uncertainty: npt.NDArray[np.float64]
+    adaptive: AdaptiveScore | None = None
 
     @property
     def models(self) -> list[ModelMeasurement]:

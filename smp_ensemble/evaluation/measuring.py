@@ -9,6 +9,7 @@ import torch
 
 from smp_ensemble.ensembling.member import Member
 from smp_ensemble.ensembling.temperature import apply_temperature
+from smp_ensemble.evaluation.adaptive_measuring import AdaptiveMeter
 from smp_ensemble.evaluation.measurement import Example, Measurement, ModelMeasurement, Score
 from smp_ensemble.inference.masks import make_mask
 from smp_ensemble.metrics.boundary import BoundaryScores
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from smp_ensemble.data.datasets import SegmentationDataset
     from smp_ensemble.ensembling.ensemble import Ensemble
+    from smp_ensemble.evaluation.adaptive_measuring import AdaptiveStream
     from smp_ensemble.evaluation.predictions import Batch, Predictions
     from smp_ensemble.inference.engine import Engine
     from smp_ensemble.metrics.diversity import DiversityBatch
@@ -61,17 +63,25 @@ def measure_all(predictions: Predictions, *, split: str, names: Sequence[str] = 
     before = CalibrationScores(task) if ensemble.temperature != 1 else None
     diversity = DiversityScores(task, len(alone), ensemble.weights) if several else None
     uncertainty = np.zeros((len(data), 3))
+    as_fitted = predictions.engine.views == ensemble.views and predictions.engine.passes == 1
+    adaptive = AdaptiveMeter(ensemble, task) if ensemble.adaptive is not None and as_fitted else None
     for batch in predictions:
         counted = diversity.batch(batch.truth) if diversity is not None else None
         maps = UncertaintyMaps(task.mode, ensemble.threshold)
-        stream = _watched(predictions.of_members(batch), alone if several else (), batch, counted, maps, ensemble)
+        early = adaptive.batch(len(batch.images)) if adaptive is not None else None
+        watching = alone if several else ()
+        stream = _watched(predictions.of_members(batch), watching, batch, counted, maps, ensemble, early)
         pooled = ensemble.pool(stream)
         if counted is not None:
             counted.close()
         if before is not None:
             before.update(pooled, batch.truth)
         combined = apply_temperature(pooled, ensemble.temperature, task.mode)
-        whole.update(batch, combined, ensemble.decide(combined, reject=0.0), _masks(ensemble, batch, combined))
+        masks = _masks(ensemble, batch, combined)
+        whole.update(batch, combined, ensemble.decide(combined, reject=0.0), masks)
+        if adaptive is not None and early is not None:
+            stopped, used = early.result()
+            adaptive.update(used, _masks(ensemble, batch, stopped), masks, batch.truth)
         uncertainty[batch.indices] = image_scores(maps.compute(combined), batch.known_pixels()).numpy()
     return Measurement(
         task=task,
@@ -84,6 +94,7 @@ def measure_all(predictions: Predictions, *, split: str, names: Sequence[str] = 
         uncalibrated=before.reliability() if before is not None else None,
         diversity=diversity.diversity() if diversity is not None else None,
         uncertainty=uncertainty,
+        adaptive=adaptive.score() if adaptive is not None else None,
     )
 
 
@@ -181,6 +192,7 @@ def _watched(
     counted: DiversityBatch | None,
     maps: UncertaintyMaps,
     ensemble: Ensemble,
+    early: AdaptiveStream | None,
 ) -> Iterator[Tensor]:
     """Hands on each member's probabilities after all meters have seen them."""
     largest = max(ensemble.weights)
@@ -189,6 +201,8 @@ def _watched(
         maps.update(one, weight / largest)
         if alone and counted is not None:
             counted.add(one, alone[index].update(batch, one))
+        if early is not None:
+            early.update(one)
         yield one
         del one  # before the next member runs
 

@@ -131,6 +131,7 @@ def summary_json(measurement: Measurement, findings: Findings | None = None) -> 
         ],
         "uncalibrated_ece": None if measurement.uncalibrated is None else ece(measurement.uncalibrated),
         "diversity": None if diversity is None else dict(vars(diversity)),
+        "adaptive": None if measurement.adaptive is None else measurement.adaptive.to_dict(),
         "most_uncertain": [
             {
                 "image": measurement.images[index],

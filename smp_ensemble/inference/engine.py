@@ -15,6 +15,7 @@ from smp_ensemble.ensembling.mc_dropout import check_passes, seeded, stochastic_
 from smp_ensemble.ensembling.member import Member
 from smp_ensemble.ensembling.views import OWN, average_views, check_views, parse_views
 from smp_ensemble.exceptions import ConfigError
+from smp_ensemble.inference.adaptive import rule_of, run_adaptively
 from smp_ensemble.metrics.uncertainty import UncertaintyMaps
 from smp_ensemble.precision import autocast_dtype, choose_device, resolve_precision
 
@@ -50,9 +51,12 @@ class Engine:
             are drawn from the same seeds in every call, so that the same call gives the same answer. Each pass sees
             all views.
         views: Test-time views in place of the ensemble's own, such as `none` or `d4`; None or `own`: the ensemble's.
+        adaptive: Images stop at the member from which on, by the ensemble's rule, its mask will not change: then
+            probabilities are those of the members so far. Uncertainty always asks all members.
 
     Raises:
-        ConfigError: More than one pass of a member that holds no dropout, or not a whole number above 0; unknown views.
+        ConfigError: More than one pass of a member that holds no dropout, or not a whole number above 0; unknown views;
+            `adaptive` for an ensemble without a rule, or with other views or passes than it was fitted with.
 
     Example:
         >>> import torch
@@ -69,6 +73,7 @@ class Engine:
         precision: str = "auto",
         passes: int = 1,
         views: str | Sequence[str] | None = None,
+        adaptive: bool = False,
     ) -> None:
         self.device = choose_device("auto") if device is None else torch.device(device)
         self.precision = resolve_precision(precision, self.device)
@@ -80,14 +85,21 @@ class Engine:
         self.views = ensemble.views if views is None or views == OWN else check_views(views)
         self._views = parse_views(self.views)
         self.passes = check_passes(ensemble.members, passes)
+        self.adaptive = adaptive
+        if adaptive:
+            rule_of(ensemble, self.views, passes)
+        self._images_seen = self._members_run = 0
         self._runs = [stochastic_copy(member) if passes > 1 else member for member in ensemble.members]
 
-    def with_options(self, passes: int | None = None, views: str | Sequence[str] | None = None) -> Engine:
-        """An engine like this one, on the same weights, with other passes or views; this one stays as it is.
+    def with_options(
+        self, passes: int | None = None, views: str | Sequence[str] | None = None, adaptive: bool | None = None
+    ) -> Engine:
+        """An engine like this one, on the same weights, with other options; this one stays as it is.
 
         Args:
             passes: As for the class; None: this engine's.
             views: As for the class; None: this engine's. `own`: the ensemble's.
+            adaptive: As for the class; None: this engine's.
 
         Raises:
             ConfigError: As for the class.
@@ -96,9 +108,10 @@ class Engine:
         if views == OWN:
             views = self.ensemble.views
         views = self.views if views is None else check_views(views)
-        if (passes, views) == (self.passes, self.views):
+        adaptive = self.adaptive if adaptive is None else adaptive
+        if (passes, views, adaptive) == (self.passes, self.views, self.adaptive):
             return self
-        return Engine(self.ensemble, self.device, self.precision, passes, views)
+        return Engine(self.ensemble, self.device, self.precision, passes, views, adaptive)
 
     @property
     def in_channels(self) -> int | None:
@@ -112,7 +125,20 @@ class Engine:
         Raises:
             ConfigError: Not four dimensions, no pixels, or another number of bands than the members'.
         """
-        return torch.cat([self.ensemble.combine(self.member_probabilities(part)) for part in self.parts(images)])
+        return torch.cat([self._combined(part) for part in self.parts(images)])
+
+    def _combined(self, images: Tensor) -> Tensor:
+        if not self.adaptive:
+            return self.ensemble.combine(self.member_probabilities(images))
+        found, used = run_adaptively(self.ensemble, self._raw(images), partial(self._mean_of_passes, watch=None))
+        self._images_seen += len(used)
+        self._members_run += sum(used)
+        return found
+
+    @property
+    def mean_members(self) -> float | None:
+        """How many members an image saw on average, so far; None where all always run, or before the first image."""
+        return self._members_run / self._images_seen if self._images_seen else None
 
     def parts(self, images: Tensor) -> tuple[Tensor, ...]:
         """The batch cut so that each part has at most `MAX_BATCH_PIXELS` pixels (or is one image)."""
@@ -126,11 +152,14 @@ class Engine:
         return self._stream(images, None)
 
     def _stream(self, images: Tensor, watch: Watch | None) -> Iterator[Tensor]:
-        with torch.inference_mode():
-            raw = images.to(self.device, non_blocking=True).float()
+        raw = self._raw(images)
         for index in range(len(self._runs)):
             # No name here: one would keep these probabilities alive while the next member runs.
             yield self._mean_of_passes(index, raw, watch)
+
+    @torch.inference_mode()
+    def _raw(self, images: Tensor) -> Tensor:
+        return images.to(self.device, non_blocking=True).float()
 
     @torch.inference_mode()
     def _mean_of_passes(self, index: int, raw: Tensor, watch: Watch | None) -> Tensor:

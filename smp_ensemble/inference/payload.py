@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from smp_ensemble.inference.engine import Engine
 
 DEFAULT_KIND = "mask"
-PARAMS = ("kind", "views", "passes", "on_error")
+PARAMS = ("kind", "views", "passes", "on_error", "adaptive")
 ERROR_COLUMN = "error"
 PNG_LEVEL = 3
 """Of 9: a mask takes half the time of Pillow's 6 and a quarter more bytes."""
@@ -67,7 +67,8 @@ def answer(
         data: Images as uint8 `(N, H, W, C)`, or a list of `(H, W, C)` of any sizes, or a DataFrame whose column
             `image` holds PNG, JPEG, TIFF, BMP or WebP bytes, or base64 of them.
         params: `kind`: `mask`, `probabilities`, `uncertainty`, `rle` or `overlay`; `views`: test-time views such as
-            `none` or `d4`, by default `own`, the model's; `passes`, how many with dropout on are averaged; `on_error`:
+            `none` or `d4`, by default `own`, the model's; `passes`, how many with dropout on are averaged; `adaptive`,
+            whether images stop early by the model's rule; `on_error`:
             `raise`, or `report` for a DataFrame: what is wrong with a row is said in its cell of the column `error`,
             and the other rows are answered.
         limits: What is refused before it is decoded.

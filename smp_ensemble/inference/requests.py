@@ -35,7 +35,7 @@ def is_report(word: Any) -> bool:
 
 
 def with_params(engine: Engine, params: Mapping[str, Any], limits: Limits) -> Engine:
-    """The engine with the params `views` and `passes` that are asked for.
+    """The engine with the params `views`, `passes` and `adaptive` that are asked for.
 
     Raises:
         InputError: They make no sense for this model, or are more than `limits` allow.
@@ -46,7 +46,8 @@ def with_params(engine: Engine, params: Mapping[str, Any], limits: Limits) -> En
     views = str(params.get("views") or OWN)
     if len(views) > LONGEST_VIEWS:
         raise InputError(f"expected views as text of at most {LONGEST_VIEWS} characters, got {len(views)}")
-    return engine.with_options(passes, views)
+    adaptive = params.get("adaptive")
+    return engine.with_options(passes, views, None if adaptive is None else _to_bool(adaptive, "adaptive"))
 
 
 def check_work(sizes: Sequence[tuple[int, int]], engine: Engine, limits: Limits) -> None:
@@ -69,6 +70,12 @@ def check_work(sizes: Sequence[tuple[int, int]], engine: Engine, limits: Limits)
         limits.check_size(round(largest * height), round(largest * width), 1, f"row {row} at its largest view")
     pixels = sum(math.prod(size) for size in sizes) * sum(scale**2 for scale in scales) * engine.passes
     limits.check("request_pixels", round(pixels), "pixels in one request, all views and passes counted")
+
+
+def _to_bool(value: Any, name: str) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"expected {name} as true or false, got {str(value)[:40]!r}")
+    return bool(value)
 
 
 def _to_whole(value: Any, name: str) -> int:

@@ -63,6 +63,7 @@ def signature_of(kind: str, in_channels: int) -> ModelSignature:
             ParamSpec("views", DataType.string, OWN),
             ParamSpec("passes", DataType.long, 1),
             ParamSpec("on_error", DataType.string, RAISE),
+            ParamSpec("adaptive", DataType.boolean, False),
         ]
     )
     match kind:

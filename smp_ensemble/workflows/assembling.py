@@ -13,6 +13,7 @@ from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.fitting import fit_weights
 from smp_ensemble.ensembling.member import Member
 from smp_ensemble.ensembling.postprocessing import PostProcessing
+from smp_ensemble.evaluation.adaptive_fitting import fit_adaptive
 from smp_ensemble.evaluation.fitting import fit_temperatures, sample_pixels, tune_postprocessing, tune_thresholds
 from smp_ensemble.evaluation.measuring import measure_all
 from smp_ensemble.evaluation.predictions import Predictions
@@ -63,8 +64,9 @@ def assemble(
 ) -> Built:
     """Loads and verifies members, guards against leaks, and fits what combines them on validation data.
 
-    In this order: weights or a stacker, temperatures, thresholds, post-processing. Members predict once; their
-    predictions wait in a temporary folder. A member whose fitted weight is 0 is left out: it would only cost time.
+    In this order: weights or a stacker, temperatures, thresholds, post-processing, the adaptive rule. Members predict
+    once; their predictions wait in a temporary folder. A member whose fitted weight is 0 is left out: it would only
+    cost time.
 
     Args:
         members: Tracked snapshots.
@@ -110,7 +112,8 @@ def fit_ensemble(
         labels: Of the members, for people.
 
     Returns:
-        The indices of the members that stayed, and the same predictions with the fitted ensemble.
+        The indices of the members that stayed, in the ensemble's order, and the same predictions with the fitted
+        ensemble.
     """
     members = [member for member in predictions.ensemble.members if isinstance(member, Member)]
     kept, weights = list(range(len(members))), combination.weights
@@ -121,7 +124,12 @@ def fit_ensemble(
         if len(kept) < len(members):
             left_out = ", ".join(label for index, label in enumerate(labels) if index not in kept)
             logger.info("left out, because the fitted weight is 0: %s", left_out)
-            predictions = predictions.of_some(kept)
+    if combination.adaptive is not None and isinstance(weights, list | tuple):
+        # The heaviest say most about the whole, so they run first; among equals the selection's order stands.
+        pairs = sorted(zip(kept, weights, strict=True), key=lambda pair: -pair[1])
+        kept, weights = [index for index, _ in pairs], [weight for _, weight in pairs]
+    if kept != list(range(len(members))):
+        predictions = predictions.of_some(kept)
     combiner = combiner_class(combination.combiner)
     task = predictions.data.task
     ensemble = Ensemble(
@@ -140,6 +148,8 @@ def fit_ensemble(
         ensemble.postprocess = tune_postprocessing(predictions).settings
     else:
         ensemble.postprocess = combination.postprocess
+    if combination.adaptive is not None:
+        ensemble.adaptive = fit_adaptive(predictions, combination.adaptive)
     return kept, predictions
 
 
@@ -172,6 +182,7 @@ def build_ensemble(
     views: str | Sequence[str] = "none",
     calibrate: str = "temperature",
     postprocess: PostProcessing | Literal["auto"] | None = None,
+    adaptive: float | None = None,
     precision: str = "auto",
 ) -> Ensemble:
     """Selects among tracked snapshots and combines them; what is fitted is fitted on `data.val`.
@@ -190,6 +201,8 @@ def build_ensemble(
         views: Test-time views: `none`, `flips`, `d4`, `scales:0.75,1,1.25`, or a product such as `d4+scales:1,1.25`.
         calibrate: `temperature` or `none`.
         postprocess: Settings; `auto`: chosen on validation data.
+        adaptive: Share of pixels that may change where images skip members (`Engine(ensemble, adaptive=True)`); None:
+            no rule is fitted for that.
         precision: Lightning's words, or `auto`.
 
     Raises:
@@ -197,7 +210,7 @@ def build_ensemble(
         LeakError: A member was trained on validation or test images.
         NetworkError: Members do not fit each other or the data.
     """
-    combination = Combination(combiner, weights, reject, views, calibrate, postprocess or PostProcessing())
+    combination = Combination(combiner, weights, reject, views, calibrate, postprocess or PostProcessing(), adaptive)
     if not snapshots:
         raise ConfigError("expected at least one snapshot, got none: search_snapshots() lists what is tracked")
     selecting = Selecting(selector, max_members, max_candidates, metric)

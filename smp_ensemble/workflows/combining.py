@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from smp_ensemble.ensembling.adaptive import check_adaptive, check_tolerance
 from smp_ensemble.ensembling.combiners import combiner_class, fits_weights
 from smp_ensemble.ensembling.postprocessing import PostProcessing, parse_postprocess
 from smp_ensemble.ensembling.views import check_views
@@ -35,6 +36,7 @@ class Combination:
         views: Test-time views.
         calibrate: `temperature` or `none`.
         postprocess: Settings; `auto`: chosen on validation data.
+        adaptive: Share of mask values that may change where images stop early; None: no rule is fitted.
 
     Raises:
         ConfigError: An unknown word, or what does not go together.
@@ -46,6 +48,7 @@ class Combination:
     views: str | Sequence[str] = "none"
     calibrate: str = "temperature"
     postprocess: PostProcessing | Literal["auto"] = field(default_factory=PostProcessing)
+    adaptive: float | None = None
 
     def __post_init__(self) -> None:
         combiner_class(self.combiner)  # refuses an unknown name
@@ -59,6 +62,9 @@ class Combination:
             )
         if self.reject is not None and not 0 <= self.reject < 1:
             raise ConfigError(f"expected reject as 0 (no pixel) or a number below 1, got {self.reject}")
+        if self.adaptive is not None:
+            check_tolerance(self.adaptive)
+            check_adaptive(combiner_class(self.combiner), self.combiner)
 
     @property
     def wants_fitted_weights(self) -> bool:
@@ -93,6 +99,7 @@ def combination_of(options: EnsembleOptions) -> Combination:
         reject=options.reject,
         views=options.views,
         calibrate=options.calibrate,
+        adaptive=options.adaptive,
         postprocess=AUTO if options.postprocess.strip().lower() == AUTO else parse_postprocess(options.postprocess),
     )
 

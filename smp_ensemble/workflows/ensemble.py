@@ -30,9 +30,10 @@ from smp_ensemble.workflows.selecting import choose_members, log_selection, sele
 from smp_ensemble.workflows.train import load_splits
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from smp_ensemble.data.forms import DataSplits
+    from smp_ensemble.evaluation.adaptive_measuring import AdaptiveScore
     from smp_ensemble.evaluation.measurement import Measurement
     from smp_ensemble.typing import Snapshot
     from smp_ensemble.workflows.options import EnsembleOptions
@@ -103,6 +104,7 @@ class EnsembleResult:
             if self.ensemble.reject:
                 row["coverage"] = (test or validation)[index].metrics["coverage"]
             rows.append(row)
+        rows += self._adaptive_row(rows[-1])
         promotion = self.promotion
         if promotion is not None and promotion.champion is not None:
             champion = promotion.champion
@@ -128,6 +130,7 @@ class EnsembleResult:
             "test": [one.metrics for one in test] if test is not None else None,
             "thresholds": [one.threshold for one in validation],
             "promotion": promotion.values() if promotion is not None else None,
+            "adaptive": {split: score.to_dict() for split, score in self._adaptive_scores().items()},
         }
         notes = [
             f"report: {REPORT_FOLDER}/report.html in run {self.run_id}",
@@ -135,7 +138,26 @@ class EnsembleResult:
         ]
         if promotion is not None:
             notes.insert(1, promotion.sentence())
+        notes[1:1] = [
+            f"adaptive on {split} data: {score.members:.2f} of {len(weights)} members on average, "
+            f"{100 * score.agreement:.3f} % of pixels as with all (promised: {100 * (1 - score.tolerance):g} %)"
+            for split, score in self._adaptive_scores().items()
+        ]
         return Report(values, rows, notes)
+
+    def _adaptive_scores(self) -> dict[str, AdaptiveScore]:
+        """By split; empty without an adaptive rule."""
+        both = {"val": self.validation, "test": self.test}
+        return {split: one.adaptive for split, one in both.items() if one is not None and one.adaptive is not None}
+
+    def _adaptive_row(self, whole: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The ensemble whose images skip members, below the one in which all run."""
+        found = self._adaptive_scores()
+        if not found:
+            return []
+        row = {"member": "ensemble, adaptive", "threshold": whole["threshold"]}
+        row |= {f"{split} IoU": score.iou for split, score in found.items()}
+        return [{heading: row.get(heading) for heading in whole}]
 
 
 def labels_of(members: Sequence[Snapshot]) -> list[str]:
@@ -268,6 +290,8 @@ def _track(
         reference = data.reference()
         run.log_dataset(reference, "validation" if prefix == "val" else "test")
         own = {f"{prefix}_{name}": value for name, value in scores[-1].metrics.items()}
+        if measurement.adaptive is not None:
+            own |= measurement.adaptive.metrics(prefix)
         run.log_metrics(own, model_id=model_id, dataset=reference)
         run.log_metrics({f"best_member_{prefix}_{name}": value for name, value in scores[best].metrics.items()})
     shown, measurement = (splits.test, test) if splits.test is not None else (splits.val, built.validation)
@@ -300,6 +324,8 @@ def _describe(ensemble: Ensemble) -> str:
         parts.append(f"rejects up to {ensemble.reject:g}")
     if ensemble.postprocess.active:
         parts.append(f"post-processing {json.dumps(ensemble.postprocess.to_dict())}")
+    if ensemble.adaptive is not None:
+        parts.append(f"adaptive rule for {ensemble.adaptive.tolerance:g} of pixels")
     return "; ".join(parts)
 
 
@@ -318,6 +344,7 @@ def _params(built: Built, options: EnsembleOptions) -> dict[str, Any]:
         "threshold": ensemble.threshold,
         "reject": ensemble.reject,
         "postprocess": json.dumps(ensemble.postprocess.to_dict()) if ensemble.postprocess.active else "",
+        "adaptive": "" if ensemble.adaptive is None else ensemble.adaptive.tolerance,
         "data": options.data,
     }
 

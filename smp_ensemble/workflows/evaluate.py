@@ -71,6 +71,7 @@ class Evaluation:
             "threshold": found.ensemble.score.threshold,
             "metrics": found.ensemble.score.metrics,
             "members": [one.score.metrics for one in found.members],
+            "adaptive": found.adaptive.to_dict() if found.adaptive is not None else None,
             "lineage": list(self.lineage),
         }
         notes = [f"report: {REPORT_FOLDER}/report.html in run {self.run_id}"]
@@ -108,8 +109,10 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
         reference = data.reference()
         run.log_dataset(reference, options.split)
         prefix = options.split.replace("-", "_")
-        own = measurement.ensemble.score.metrics
-        run.log_metrics({f"{prefix}_{name}": value for name, value in own.items()}, dataset=reference)
+        own = {f"{prefix}_{name}": value for name, value in measurement.ensemble.score.metrics.items()}
+        if measurement.adaptive is not None:
+            own |= measurement.adaptive.metrics(prefix)
+        run.log_metrics(own, dataset=reference)
         log_overlays(run, data, {"prediction": engine})
         log_report(run, measurement, data, engine, title=f"Evaluation of {options.model}")
     return Evaluation(options.model, run.run_id, options.split, measurement, verify_lineage(options.model))

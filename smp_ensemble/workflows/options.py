@@ -41,6 +41,16 @@ def parse_weights(text: str) -> str | None:
     return None if text.lower() in {"", "none", "null"} else text
 
 
+def parse_share(text: str) -> float | None:
+    """A number; nothing and `none` for none."""
+    if text.strip().lower() in {"", "none"}:
+        return None
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ConfigError(f"expected a share such as 0.001, or nothing, got '{text}'") from error
+
+
 def parse_positive(text: str) -> int:
     """A whole number above 0."""
     try:
@@ -213,6 +223,12 @@ class EnsembleOptions(DataOptions):
         'none, auto (tuned on validation data), or JSON such as {"min_area": 64, "max_hole": 32} '
         "(docs/postprocessing.md)",
     )
+    adaptive: float | None = option(
+        None,
+        "fit a rule by which images may skip members, so that at most this share of pixels changes, such as 0.001; "
+        "empty: none (docs/adaptive.md)",
+        parse_share,
+    )
     batch_size: int = option(8, "images in a batch", parse_positive)
     precision: str = option("auto", "Lightning's words (32, bf16-mixed, ...) or auto")
     accelerator: str = option("auto", "auto, cpu, cuda or mps")
@@ -276,6 +292,9 @@ class PredictOptions:
     kind: str = option("mask", "mask, probabilities, uncertainty, rle or overlay")
     views: str = option("own", f"{VIEWS_HELP}; own: the model's")
     passes: int = option(1, PASSES_HELP, parse_positive)
+    adaptive: bool = option(
+        False, "let images skip members by the rule that the model was built with (docs/adaptive.md)", parse_bool
+    )
     skip_existing: bool = option(
         False, "leave out images that have a result newer than they are: after an interruption, go on", parse_bool
     )

@@ -44,12 +44,14 @@ class Prediction:
         count: Images predicted.
         errors: Name and reason of each image that could not be.
         kept: Images whose results an earlier call had written.
+        members_used: By an image on average, where images may skip members; else None.
     """
 
     output: Path
     count: int
     errors: list[tuple[str, str]]
     kept: int = 0
+    members_used: float | None = None
 
     def report(self) -> Report:
         """How many, and where."""
@@ -58,7 +60,15 @@ class Prediction:
         if self.errors:
             name, reason = self.errors[0]
             lines.append(f"{len(self.errors)} could not be, listed in {ERRORS_FILE}; the first: {name}: {reason}")
-        values = {"output": str(self.output), "count": self.count, "kept": self.kept, "errors": dict(self.errors)}
+        if self.members_used is not None:
+            lines.append(f"an image used {self.members_used:.2f} members on average")
+        values = {
+            "output": str(self.output),
+            "count": self.count,
+            "kept": self.kept,
+            "errors": dict(self.errors),
+            "members_used": self.members_used,
+        }
         return Report(values, (), lines)
 
 
@@ -76,7 +86,8 @@ def predict(options: PredictOptions) -> Prediction:
         check_views(options.views)  # before anything is loaded
     images = find_images(options.input, Path(options.output))
     ensemble = load_model(options.model)
-    engine = Engine(ensemble, choose_device(options.accelerator), options.precision, options.passes, options.views)
+    device = choose_device(options.accelerator)
+    engine = Engine(ensemble, device, options.precision, options.passes, options.views, options.adaptive)
     writer = FileWriter(
         Path(options.output), kind, images, max_entropy(ensemble.mode, len(ensemble.class_names)),
         len(ensemble.class_names) if ensemble.mode == "multilabel" else 0, resume=options.skip_existing,
@@ -86,7 +97,7 @@ def predict(options: PredictOptions) -> Prediction:
     errors = _predict_all(todo, steps_of(engine, writer, kind), limits, writer)
     if len(errors) == len(images):
         raise DataError(f"none of the {len(images)} images could be predicted; the first: {errors[0][1]}")
-    return Prediction(writer.close(), len(todo) - len(errors), errors, len(images) - len(todo))
+    return Prediction(writer.close(), len(todo) - len(errors), errors, len(images) - len(todo), engine.mean_members)
 
 
 def steps_of(engine: Engine, writer: FileWriter, kind: str) -> Steps:

@@ -15,6 +15,7 @@ from torch import nn
 
 from smp_ensemble.architectures import create_network
 from smp_ensemble.data.normalization import Normalization, imagenet
+from smp_ensemble.ensembling.adaptive import AdaptiveRule
 from smp_ensemble.ensembling.artifact import (
     ENSEMBLE_FILE,
     TRAINING_IMAGES_FILE,
@@ -239,6 +240,36 @@ def change_spec(folder: Path, **change) -> None:
 )
 def test_values_that_make_no_sense_are_damage_and_the_file_is_named(folder, change, message):
     change_spec(folder, **change)
+    with pytest.raises(IntegrityError, match=f"{folder / ENSEMBLE_FILE} does not hold what it should: .*{message}"):
+        load_ensemble(folder)
+
+
+RULE = AdaptiveRule(0.001, 0.004, 0.25, ((0.5, 0.01, 1e-6),))
+
+
+def test_an_adaptive_rule_comes_back_and_is_verified_like_the_rest(ensemble, tmp_path):
+    members = list(ensemble.members)
+    save_ensemble(Ensemble(members, mode="multiclass", class_names=NAMES, adaptive=RULE), tmp_path / "model")
+    assert load_ensemble(tmp_path / "model").adaptive == RULE
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({}, "expected an adaptive rule as a JSON object"),
+        ({**RULE.to_dict(), "limit": -1}, "expected limit of an adaptive rule as a number from 0 to 1, got -1"),
+        ({**RULE.to_dict(), "limit": 10**400}, "expected limit of an adaptive rule"),
+        ({**RULE.to_dict(), "changes": [[float("nan")]]}, "expected changes of an adaptive rule as a number"),
+        ({**RULE.to_dict(), "changes": [[0.1, 0.2]]}, "expected changes that do not grow with the margin"),
+        ({**RULE.to_dict(), "changes": []}, "expected an adaptive rule for 2 members, got one for 1"),
+        ({**RULE.to_dict(), "more": 1}, "unknown setting 'more' of an adaptive rule"),
+        ([1], r"expected an object, got \[1\]"),
+        (None, "expected an object, got None"),
+    ],
+)
+def test_an_adaptive_rule_that_makes_no_sense_is_damage(folder, rule, message):
+    content = json.loads((folder / ENSEMBLE_FILE).read_text())
+    (folder / ENSEMBLE_FILE).write_text(json.dumps({**content, "adaptive": rule}))
     with pytest.raises(IntegrityError, match=f"{folder / ENSEMBLE_FILE} does not hold what it should: .*{message}"):
         load_ensemble(folder)
 

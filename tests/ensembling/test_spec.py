@@ -50,6 +50,7 @@ def specs(draw) -> EnsembleSpec:
         reject=draw(st.floats(0, 0.99)),
         combiner_sha256=draw(st.none() | st.just("c" * 64)),
         postprocess=draw(st.dictionaries(texts, st.integers(), max_size=2)),
+        adaptive=draw(st.none() | st.dictionaries(texts, st.integers(), max_size=2)),
     )
 
 
@@ -110,11 +111,18 @@ def test_an_older_file_lacks_keys_and_is_read_with_their_defaults(folder):
     assert read_spec(folder) == spec
 
 
+def test_a_file_without_a_rule_does_not_name_it(folder):
+    write_spec(EnsembleSpec("binary", ("a", "b"), 3, (make_entry(),)), folder)
+    assert "adaptive" not in json.loads((folder / ENSEMBLE_FILE).read_text(encoding="utf-8"))
+    assert read_spec(folder).adaptive is None
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("postprocess", None), ("postprocess", []), ("postprocess", [["opening", 1]]), ("postprocess", 0),
         ("postprocess", ""), ("reject", None), ("reject", "much"), ("reject", []), ("views", None), ("views", 1),
+        ("adaptive", None), ("adaptive", []), ("adaptive", True), ("adaptive", 0.001),
     ],
 )  # fmt: skip
 def test_a_wrong_type_is_named(folder, name, value):

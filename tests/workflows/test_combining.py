@@ -6,6 +6,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import DATA, SHORT, TINY
 
 from smp_ensemble import build_ensemble, load_data, load_model, search_snapshots
@@ -37,6 +38,7 @@ def test_options_become_a_combination():
     )
     assert combination_of(EnsembleOptions()) == Combination()
     assert combination_of(EnsembleOptions(weights="fit", postprocess="Auto")).postprocess == AUTO
+    assert combination_of(EnsembleOptions(adaptive=0.001)) == Combination(adaptive=0.001)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,10 @@ def test_weights_are_fitted_where_they_are_asked_for_and_not_given(options, want
         (("--reject", "1.5"), "expected reject as 0 (no pixel) or a number below 1, got 1.5"),
         (("--postprocess", '{"min_aera": 3}'), "did you mean 'min_area'"),
         (("--postprocess", "yes"), "expected post-processing as JSON"),
+        (("--adaptive", "1"), "expected adaptive as a share of pixels from 0 to below 1, such as 0.001, got 1.0"),
+        (("--adaptive", "nan"), "expected adaptive as a share of pixels"),
+        (("--adaptive", "some"), "expected a share such as 0.001, or nothing, got 'some'"),
+        (("--adaptive", "0.1", "--combiner", "stacking"), "adaptive needs a combiner that adds members up"),
     ],
 )
 def test_nonsense_is_refused_before_anything_is_trained(command, tracking, options, message):
@@ -198,6 +204,43 @@ def test_post_processing_is_kept_with_the_model(command, trained):
     assert code == 0
     _, plain, _ = command("ensemble", *DATA, *SHORT)
     assert tuned["val"][-1]["iou"] >= plain["val"][-1]["iou"]
+
+
+@pytest.mark.slow
+def test_an_adaptive_rule_is_fitted_measured_kept_and_served_on_request(command, trained, tracking, tmp_path):
+    code, values, _ = command("ensemble", *DATA, *SHORT, "--weights", "1,3,2", "--adaptive", "0.2")
+    assert code == 0
+    assert values["weights"] == [3.0, 2.0, 1.0]  # the heaviest member runs first
+    ensemble = load_model(values["uri"])
+    assert ensemble.adaptive is not None
+    assert (ensemble.adaptive.tolerance, ensemble.adaptive.members) == (0.2, 3)
+    metrics = tracking.get_run(values["run_id"]).data.metrics
+    for split in ("val", "test"):
+        found = values["adaptive"][split]
+        assert metrics[f"{split}_adaptive_members"] == found["members"]
+        assert metrics[f"{split}_adaptive_agreement"] == found["agreement"]
+        assert 1 <= found["members"] <= 3
+    images = np.stack([load_data(DATA[1]).test.read(index)[0] for index in range(3)])
+    model = mlflow.pyfunc.load_model(values["uri"])
+    early = Engine(ensemble, adaptive=True)
+    expected = [ensemble.decide(torch.from_numpy(one)[None])[0].numpy() for one in early.predict(list(images))]
+    assert np.array_equal(model.predict(images, params={"adaptive": True}), np.stack(expected))
+    code, text, _ = command("ensemble", *DATA, *SHORT, "--adaptive", "0.2", values=False)
+    assert "ensemble, adaptive" in text
+    assert "adaptive on test data: " in text
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
+    options = ("predict", "--model", values["uri"], "--input", str(tmp_path / "*.png"), "--accelerator", "cpu")
+    _, predicted, _ = command(*options, "--adaptive", "true")
+    assert 1 <= predicted["members_used"] <= 3
+    _, predicted, _ = command(*options, "--output", "whole")
+    assert predicted["members_used"] is None
+    snapshot = search_snapshots()[0].uri
+    code, _, errors = command("predict", "--model", snapshot, "--input", str(tmp_path), "--adaptive", "true")
+    assert code == 2
+    assert "this ensemble has no adaptive rule: build it with --adaptive 0.001" in errors[0]
+    code, scored, _ = command("evaluate", "--model", values["uri"], *DATA, *SHORT)
+    assert scored["adaptive"] == values["adaptive"]["test"]
 
 
 @pytest.mark.parametrize("mode", ["multiclass", "multilabel"])
