@@ -99,8 +99,8 @@ def shares(starts: tuple[int, ...], side: int, sigma: float = SIGMA) -> npt.NDAr
     each axis is normalised by itself, before anything is predicted. Where only one tile lies its share is exactly 1.
 
     Example:
-        >>> shares((0, 2), 4).round(3).tolist()
-        [[1.0, 1.0, 0.982, 0.018], [0.018, 0.982, 1.0, 1.0]]
+        >>> shares((0, 1), 2).tolist()
+        [[1.0, 0.5], [0.5, 1.0]]
     """
     weights = gaussian(side, sigma)
     total = np.zeros(starts[-1] + side)
