@@ -80,8 +80,7 @@ def test_a_broken_image_is_listed_and_the_rest_goes_on(command, images, tmp_path
         (("--tile", "32", "--kind", "rle"), "kind=rle keeps whole masks in memory: leave --tile out"),
     ],
 )
-def test_tiles_that_make_no_sense_are_refused_before_anything_is_loaded(command, images, tmp_path, typed, message):
-    (tmp_path / "model" / "MLmodel").unlink()
+def test_tiles_that_make_no_sense_are_refused_before_anything_is_loaded(command, typed, message):
     code, _, errors = command(*TYPED, *typed)
     assert code == 2
     assert message in errors[0]
