@@ -67,7 +67,7 @@ class GeoRows:
         self.dtype = np.dtype(name if name in _KEPT else "float32")
         self.bands = 3 if self._palette is not None else len(self._bands)
 
-        self.place = self._find_place()
+        self.place: Place | None = self._find_place()
 
     def _find_place(self) -> Place:
         raster = self._raster
