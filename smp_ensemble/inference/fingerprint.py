@@ -50,4 +50,5 @@ def fingerprint(engine: Engine) -> str:
 
 def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().flatten()
-    return memoryview(flat.view(torch.uint8).numpy())
+    content: memoryview = flat.view(torch.uint8).numpy().data
+    return content

@@ -235,7 +235,7 @@ def _cleaned(work: RowFile, ensemble: Ensemble) -> Iterator[npt.NDArray[np.uint8
     """The whole mask after post-processing, in blocks."""
     mask = np.concatenate([*work.blocks(BLOCK_ROWS)], axis=1)
     planes = mask if ensemble.mode == "multilabel" else mask[0]
-    cleaned = clean(planes, ensemble.mode, ensemble.postprocess).reshape(mask.shape)
+    cleaned: npt.NDArray[np.uint8] = clean(planes, ensemble.mode, ensemble.postprocess).reshape(mask.shape)
     for top in range(0, cleaned.shape[1], BLOCK_ROWS):
         yield cleaned[:, top : top + BLOCK_ROWS]
 
