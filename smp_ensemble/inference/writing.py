@@ -101,6 +101,13 @@ class FileWriter:
             return [path.with_name(f"{path.stem}_{index}.png") for index in range(self._planes)]
         return [path.with_suffix(".npy"), path] if self._kind == UNCERTAINTY else [path]
 
+    def target(self, image: InputImage) -> Path:
+        """The file of an image that is written by others, in a folder that exists; not for `rle`."""
+        path = self._targets[image]
+        with _storage(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
     def todo(self) -> list[InputImage]:
         """The images that have no result yet, or one that is older than they are, which is forgotten."""
         images = [image for image in self._images if not self._is_done(image)]

@@ -291,6 +291,13 @@ class PredictOptions:
     output: str = option("predictions", "folder for the results; for kind=rle also a .csv file")
     kind: str = option("mask", "mask, probabilities, uncertainty, rle or overlay")
     views: str = option("own", f"{VIEWS_HELP}; own: the model's")
+    tile: int | None = option(
+        None,
+        "predict in tiles with this side in pixels (docs/large_images.md); none: only images of more than 4096 x 4096 "
+        "pixels, in tiles of 512",
+        parse_positive,
+    )
+    overlap: float = option(0.25, "share of a tile's side that neighbours have in common", float)
     passes: int = option(1, PASSES_HELP, parse_positive)
     adaptive: bool = option(
         False, "let images skip members by the rule that the model was built with (docs/adaptive.md)", parse_bool

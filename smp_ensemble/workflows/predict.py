@@ -21,6 +21,7 @@ from smp_ensemble.inference.writing import FileWriter
 from smp_ensemble.metrics.uncertainty import max_entropy
 from smp_ensemble.precision import choose_device
 from smp_ensemble.tracking.flavor import load_model
+from smp_ensemble.workflows.large import check_tiles, is_large, predict_large
 from smp_ensemble.workflows.results import Report
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def predict(options: PredictOptions) -> Prediction:
     kind = check_kind(options.kind)
     if options.views != OWN:
         check_views(options.views)  # before anything is loaded
+    check_tiles(options)
     images = find_images(options.input, Path(options.output))
     ensemble = load_model(options.model)
     device = choose_device(options.accelerator)
@@ -94,7 +96,8 @@ def predict(options: PredictOptions) -> Prediction:
     )  # fmt: skip
     todo = writer.todo() if options.skip_existing else images
     limits = Limits(options.batch_size, options.io_threads, pixels_in_memory(engine))
-    errors = _predict_all(todo, steps_of(engine, writer, kind), limits, writer)
+    small, errors = _predict_large_ones(todo, engine, writer, options)
+    errors = _predict_all(small, steps_of(engine, writer, kind), limits, writer, errors)
     if len(errors) == len(images):
         raise DataError(f"none of the {len(images)} images could be predicted; the first: {errors[0][1]}")
     return Prediction(writer.close(), len(todo) - len(errors), errors, len(images) - len(todo), engine.mean_members)
@@ -125,11 +128,31 @@ def pixels_in_memory(engine: Engine) -> int:
     return IN_FLIGHT_BYTES // (FLOAT_BYTES * ((engine.in_channels or 3) + outputs))
 
 
-def _predict_all(
-    images: Sequence[InputImage], steps: Steps, limits: Limits, writer: FileWriter
-) -> list[tuple[str, str]]:
-    """Predicts and writes; name and reason of each image that could not be, also listed in a file, however it ends."""
+def _predict_large_ones(
+    images: Sequence[InputImage], engine: Engine, writer: FileWriter, options: PredictOptions
+) -> tuple[list[InputImage], list[tuple[str, str]]]:
+    """Predicts images that are cut into tiles; returns the others, and name and reason of each that could not be."""
+    small: list[InputImage] = []
     errors: list[tuple[str, str]] = []
+    for image in images:
+        try:
+            if is_large(image.path, options):
+                predict_large(engine, image.path, writer.target(image), options)
+            else:
+                small.append(image)
+        except DataError as error:
+            errors.append((image.name, str(error)))
+    return small, errors
+
+
+def _predict_all(
+    images: Sequence[InputImage], steps: Steps, limits: Limits, writer: FileWriter, failed: Sequence[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    """Predicts and writes; name and reason of each image that could not be, also listed in a file, however it ends.
+
+    `failed` are those that could not be before.
+    """
+    errors = list(failed)
     listed = writer.folder / ERRORS_FILE
     listed.unlink(missing_ok=True)  # of an earlier attempt
     bar = tqdm(total=len(images), desc="predict", unit="image", leave=False, disable=None)
