@@ -36,6 +36,7 @@ def fingerprint(engine: Engine) -> str:
         "class_names": ensemble.class_names,
         "views": engine.views,
         "passes": engine.passes,
+        "adaptive": ensemble.adaptive.to_dict() if engine.adaptive and ensemble.adaptive is not None else None,
         "precision": engine.precision,
         "device": engine.device.type,
         "torch": torch.__version__,

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from smp_ensemble.exceptions import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from smp_ensemble.inference.files import InputImage
     from smp_ensemble.inference.tables import Row
@@ -134,7 +134,7 @@ class Pipeline:
         self._outcomes: dict[int, Outcome] = {}
         self._begun = self._emitted = 0
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Generator[Outcome, None, None]:
         """One for each image; closing the iterator, or an exception, stops all threads before it returns."""
         try:
             while self._emitted < len(self._images):
