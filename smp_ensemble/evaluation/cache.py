@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from smp_ensemble.data.datasets import SegmentationDataset
     from smp_ensemble.typing import Mode
 
-VERSION = 1
+VERSION = 2
+"""Raised where the same weights may give other numbers than before, in the last digits at least."""
 FOLDER_VARIABLE, SIZE_VARIABLE = "SMP_ENSEMBLE_CACHE", "SMP_ENSEMBLE_CACHE_GB"
 DEFAULT_GB = 20.0
 MAGIC = b"smp_ensemble predictions\n"

@@ -102,9 +102,8 @@ class Predictions:
         return self._of(ensemble, self._files)
 
     def _of(self, ensemble: Ensemble, files: Sequence[int]) -> Predictions:
-        engine = self.engine
         return Predictions(
-            Engine(ensemble, engine.device, engine.precision, engine.passes, engine.views),
+            self.engine.with_ensemble(ensemble),
             self.data,
             batch_size=self._batch_size,
             folder=self._folder,

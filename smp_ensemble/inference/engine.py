@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
@@ -16,6 +17,7 @@ from smp_ensemble.ensembling.member import Member
 from smp_ensemble.ensembling.views import OWN, average_views, check_views, parse_views
 from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.inference.adaptive import rule_of, run_adaptively
+from smp_ensemble.inference.fast import Compiled, fast_form
 from smp_ensemble.metrics.uncertainty import UncertaintyMaps
 from smp_ensemble.precision import autocast_dtype, choose_device, resolve_precision
 
@@ -31,20 +33,26 @@ if TYPE_CHECKING:
 MAX_BATCH_PIXELS = 16 * 512 * 512
 """Pixels that run through a member at once; larger batches are cut, which changes fp32 results by rounding at most."""
 
+CPU_BATCH_PIXELS = 512 * 512
+"""The same on a CPU, whose caches hold no more: there larger batches take longer, and eight times the memory."""
+
 Watch: TypeAlias = Callable[[int, Tensor], None]
 """Is shown a member's number and the probabilities `(N, K, H, W)` of each of its passes."""
 
 
 class Engine:
-    """Runs an ensemble on images of any height and width.
+    """Runs an ensemble on images of any height and width, in the fastest form of its members.
 
     Images are padded at the bottom and right with their edge pixels to a multiple of the members' output stride, and
     the probabilities are cropped back. Members run one after the other, so device memory holds one member's
     activations and one running sum. Each view of an image is predicted with padding of its own, several as one batch
-    where they are small enough.
+    where they are small enough. `fast.fast_form` says what is done to a member, `exactness.compare` how far that is
+    from the member itself.
+
+    On a CPU in float32 each image runs by itself, so that it gets the same probabilities, bit for bit, in every batch.
 
     Args:
-        ensemble: Its weights are moved to the device, in channels-last memory.
+        ensemble: It is put into evaluation mode, and otherwise left alone: its weights are copied as they are now.
         device: None: an accelerator if there is one, else the CPU.
         precision: Lightning's words, or `auto`: bf16 or fp16 where the hardware multiplies them.
         passes: T, passes of each member with dropout on, whose mean is what the member gives; 1: dropout is off. They
@@ -53,6 +61,8 @@ class Engine:
         views: Test-time views in place of the ensemble's own, such as `none` or `d4`; None or `own`: the ensemble's.
         adaptive: Images stop at the member from which on, by the ensemble's rule, its mask will not change: then
             probabilities are those of the members so far. Uncertainty always asks all members.
+        compile: Whether `torch.compile` makes kernels, at the first image of a size: seconds to minutes, once. Passes
+            with dropout run without.
 
     Raises:
         ConfigError: More than one pass of a member that holds no dropout, or not a whole number above 0; unknown views;
@@ -74,22 +84,38 @@ class Engine:
         passes: int = 1,
         views: str | Sequence[str] | None = None,
         adaptive: bool = False,
+        compile: bool = False,  # noqa: A002 (torch's own word)
     ) -> None:
         self.device = choose_device("auto") if device is None else torch.device(device)
         self.precision = resolve_precision(precision, self.device)
-        self.ensemble = ensemble.to(device=self.device).to(memory_format=torch.channels_last).eval()
+        self.compile = compile
+        self._dtype = autocast_dtype(self.precision)
+        self._fast: dict[nn.Module, nn.Module] = {}
+        chosen = ensemble.views if views is None or views == OWN else check_views(views)
+        self._set(ensemble, passes, chosen, adaptive)
+
+    def _set(self, ensemble: Ensemble, passes: int, views: tuple[str, ...], adaptive: bool) -> None:
+        """Takes over what may differ between engines that share the fast forms of their members."""
+        self.passes = check_passes(ensemble.members, passes)
+        self.ensemble = ensemble.eval()
         self.stride = output_stride(
             member.network if isinstance(member, Member) else member for member in ensemble.members
         )
-        self._dtype = autocast_dtype(self.precision)
-        self.views = ensemble.views if views is None or views == OWN else check_views(views)
-        self._views = parse_views(self.views)
-        self.passes = check_passes(ensemble.members, passes)
         self.adaptive = adaptive
         if adaptive:
-            rule_of(ensemble, self.views, passes)
+            rule_of(ensemble, views, passes)
         self._images_seen = self._members_run = 0
-        self._runs = [stochastic_copy(member) if passes > 1 else member for member in ensemble.members]
+        self.views, self._views = views, parse_views(views)
+        known, self._fast = self._fast, {}
+        for member in ensemble.members:
+            if member not in self._fast:
+                fast = known.get(member)
+                self._fast[member] = self._make_fast(member) if fast is None else fast
+        plain = [self._fast[member] for member in ensemble.members]
+        self._runs = [_stochastic(run) for run in plain] if passes > 1 else plain
+
+    def _make_fast(self, member: nn.Module) -> nn.Module:
+        return fast_form(member, self.device, self._dtype, compiled=self.compile)
 
     def with_options(
         self, passes: int | None = None, views: str | Sequence[str] | None = None, adaptive: bool | None = None
@@ -111,7 +137,22 @@ class Engine:
         adaptive = self.adaptive if adaptive is None else adaptive
         if (passes, views, adaptive) == (self.passes, self.views, self.adaptive):
             return self
-        return Engine(self.ensemble, self.device, self.precision, passes, views, adaptive)
+        return self._like(self.ensemble, passes, views, adaptive)
+
+    def with_ensemble(self, ensemble: Ensemble) -> Engine:
+        """An engine like this one for another ensemble; members that are in both are not prepared again.
+
+        It asks all members: an adaptive rule belongs to its ensemble.
+
+        Raises:
+            ConfigError: As for the class.
+        """
+        return self._like(ensemble, self.passes, self.views, False)
+
+    def _like(self, ensemble: Ensemble, passes: int, views: tuple[str, ...], adaptive: bool) -> Engine:
+        other = copy.copy(self)
+        other._set(ensemble, passes, views, adaptive)  # noqa: SLF001 (an engine too)
+        return other
 
     @property
     def in_channels(self) -> int | None:
@@ -159,7 +200,8 @@ class Engine:
 
     @torch.inference_mode()
     def _raw(self, images: Tensor) -> Tensor:
-        return images.to(self.device, non_blocking=True).float()
+        pinned = images.pin_memory() if self.device.type == "cuda" and images.device.type == "cpu" else images
+        return pinned.to(self.device, non_blocking=True).float()
 
     @torch.inference_mode()
     def _mean_of_passes(self, index: int, raw: Tensor, watch: Watch | None) -> Tensor:
@@ -172,7 +214,13 @@ class Engine:
             return total / self.passes
 
     def _mean_of_views(self, index: int, raw: Tensor, watch: Watch | None) -> Tensor:
-        mean = average_views(self._views, raw, partial(self._probabilities_of, self._runs[index]), MAX_BATCH_PIXELS)
+        on_cpu = self.device.type == "cpu"
+        predict = partial(self._probabilities_of, self._runs[index])
+        pixels = min(MAX_BATCH_PIXELS, CPU_BATCH_PIXELS) if on_cpu else MAX_BATCH_PIXELS
+        # Which kernel computes a sum may follow from the size of the batch. (Draws of dropout do so anyway.)
+        each = raw.split(1) if on_cpu and self._dtype is None and self.passes == 1 else (raw,)
+        found = [average_views(self._views, images, predict, pixels) for images in each]
+        mean = found[0] if len(found) == 1 else torch.cat(found)
         if watch is not None:
             watch(index, mean)
         return mean
@@ -223,6 +271,11 @@ class Engine:
         return torch.stack(maps.compute(combined), dim=1)
 
 
+def _stochastic(run: nn.Module) -> nn.Module:
+    """With dropout on, and never compiled: kernels have draws of their own."""
+    return stochastic_copy(run.network if isinstance(run, Compiled) else run)
+
+
 def _for_each_size(
     images: Sequence[npt.NDArray[np.generic]], run: Callable[[Tensor], Tensor]
 ) -> list[npt.NDArray[np.float32]]:
@@ -235,8 +288,8 @@ def _for_each_size(
     results: dict[int, npt.NDArray[np.float32]] = {}
     for indices in by_shape.values():
         batch = torch.stack([to_tensor(images[index]) for index in indices])
-        for index, one in zip(indices, run(batch), strict=True):
-            results[index] = one.cpu().numpy()
+        for index, one in zip(indices, run(batch).cpu(), strict=True):
+            results[index] = one.numpy()
     return [results[index] for index in range(len(images))]
 
 

@@ -195,8 +195,9 @@ def _measured(engine: Engine, data: SegmentationDataset, batch_size: int) -> Mea
     """As it is served, but for rejection."""
     ensemble = copy.copy(engine.ensemble)  # the members are the same objects
     ensemble.reject = 0.0
-    decided = Engine(ensemble, engine.device, engine.precision, engine.passes, engine.views)
-    return measure_all(Predictions(decided, data, batch_size=batch_size, label="champion"), split="test")
+    return measure_all(
+        Predictions(engine.with_ensemble(ensemble), data, batch_size=batch_size, label="champion"), split="test"
+    )
 
 
 def carry_out(promotion: Promotion, run: TrackedRun, version: str, description: str) -> Promotion:

@@ -42,8 +42,13 @@ def make_images(height: int, width: int, count: int = 1, seed: int = 0) -> torch
 
 @torch.inference_mode()
 def forward(engine: Engine, images: torch.Tensor) -> torch.Tensor:
-    """The ensemble without the engine, in the memory layout that the engine uses."""
-    return engine.ensemble(images.float().contiguous(memory_format=torch.channels_last))
+    """Without the engine's padding and cutting: members in the form that it runs, each image alone."""
+    ensemble = engine.ensemble
+
+    def alone(image):
+        return ensemble.combine(ensemble.probabilities_of(run, image) for run in engine._runs)
+
+    return torch.cat([alone(one.contiguous(memory_format=torch.channels_last)) for one in images.float().split(1)])
 
 
 def test_the_stride_is_the_members(engine):
@@ -93,10 +98,40 @@ def test_a_batch_is_its_images_bit_for_bit(exact):
     assert torch.equal(together, torch.cat([exact(image[None]) for image in images]))
 
 
-def test_a_batch_is_its_images_whatever_the_kernels(engine):
+@pytest.mark.parametrize("views", ["none", "d4"])
+def test_a_batch_of_eight_is_eight_of_one_bit_for_bit_whatever_the_kernels(engine, views):
+    images = make_images(40, 24, count=8)
+    viewed = engine.with_options(views=views)
+    assert torch.equal(viewed(images), torch.cat([viewed(image[None]) for image in images]))
+
+
+def test_a_batch_is_its_images_in_half_precision(engine):
     images = make_images(40, 24, count=4)
-    together = engine(images)
-    torch.testing.assert_close(together, torch.cat([engine(image[None]) for image in images]), rtol=0, atol=1e-5)
+    halved = Engine(engine.ensemble, "cpu", "bf16-mixed")
+    torch.testing.assert_close(halved(images), torch.cat([halved(image[None]) for image in images]), rtol=0, atol=0.02)
+
+
+def test_the_ensemble_is_left_alone():
+    ensemble = Ensemble([make_member(0)], mode="multiclass")
+    before = {name: (tensor.clone(), tensor.stride(), tensor.dtype) for name, tensor in ensemble.state_dict().items()}
+    modules = dict(ensemble.named_modules())
+    for precision in ("32", "bf16-mixed"):
+        Engine(ensemble, "cpu", precision, views="flips")(make_images(16, 16))
+    assert dict(ensemble.named_modules()) == modules
+    for name, tensor in ensemble.state_dict().items():
+        expected, stride, dtype = before[name]
+        assert torch.equal(tensor, expected)
+        assert (tensor.stride(), tensor.dtype) == (stride, dtype)
+
+
+def test_engines_for_the_same_members_share_their_fast_forms(engine):
+    first, second = engine.ensemble.members
+    other = engine.with_ensemble(Ensemble([second, make_member(2)], mode="multiclass"))
+    assert other._runs[0] is engine._runs[1]
+    assert engine.with_options(views="d4")._runs[0] is engine._runs[0]
+    assert len({id(run) for run in Engine(Ensemble([first] * 3, mode="multiclass"), "cpu", "32")._runs}) == 1
+    images = make_images(16, 16)
+    assert torch.equal(other(images), Engine(other.ensemble, "cpu", "32")(images))
 
 
 @pytest.mark.parametrize("pixels", [1, 2 * 16 * 16, 3 * 16 * 16 + 5])

@@ -139,12 +139,16 @@ def test_views_run_together_where_they_fit(monkeypatch):
             return super().forward(images)
 
     ensemble = Ensemble([Watching(3, 2, 1)], mode="multiclass", views="d4")
-    Engine(ensemble, "cpu", "32")(make_images(32, 32, count=2))
+    Engine(ensemble, "cpu", "bf16-mixed")(make_images(32, 32, count=2))
     assert sizes == [16]
     sizes.clear()
     monkeypatch.setattr(engine_module, "MAX_BATCH_PIXELS", 5 * 32 * 32)
-    Engine(ensemble, "cpu", "32")(make_images(32, 32, count=2))
+    Engine(ensemble, "cpu", "bf16-mixed")(make_images(32, 32, count=2))
     assert sizes == [4] * 4
+    sizes.clear()
+    monkeypatch.undo()
+    Engine(ensemble, "cpu", "32")(make_images(32, 32, count=2))
+    assert sizes == [8, 8]  # each image by itself: the same bits in any batch
 
 
 def test_the_ensembles_own_views_are_used_unless_others_are_named(ensemble):
