@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import shlex
 import shutil
 from pathlib import Path
 
 import mlflow
 import pytest
+import torch
 from tiny import DATA as DATA_OPTION
-from tiny import SHORT, TINY
+from tiny import OPTIONS, SHORT, TINY
 
-from smp_ensemble import search_snapshots
+from smp_ensemble import Ensemble, search_snapshots
+from smp_ensemble.data.normalization import imagenet
+from smp_ensemble.ensembling.member import Member
 from smp_ensemble.tracking.candidates import find_candidates
 
 FOLDER = Path(__file__).parents[2] / "mlflow_projects" / "benchmark"
@@ -108,3 +112,50 @@ def test_an_unknown_row_is_named(script, tracking):
         script("methods").main(["--methods", "snapshto"])
     (run,) = mlflow.search_runs(output_format="list")
     assert run.info.status == "FAILED"
+
+
+@pytest.mark.slow
+def test_the_engine_and_the_loops_of_others_give_the_same_masks(script, tracking, capsys, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    output = tmp_path / "speed.json"
+    small = ["--members", "2", "--size", "64", "--images", "2", "--repeats", "1", "--train-data", DATA]
+    network = ["--encoder", "resnet18", "--model-options", json.dumps(OPTIONS), "--crop-size", "32"]
+    own = [*small, *network, "--cycle-epochs", "1", "--accelerator", "cpu", "--output", str(output)]
+    script("main").main(["--suite", "speed", f"--options={shlex.join(own)}"])
+    results = json.loads(output.read_text())
+    rows = {row["what"]: row for row in results["table"]}
+    assert {row["precision"] for row in rows.values()} <= {"32-true", "bf16-mixed"}
+    assert all(len(row["seconds"]) == 1 and row["ratio"]["median"] > 0 for row in rows.values())
+    for label, row in rows.items():
+        assert row["max_difference"] <= (1e-5 if row["precision"] == "32-true" else 0.05), label
+    assert {row["what"] for row in rows.values()} >= {"Engine, precision=32", "eager loop with ttach, fp32"}
+    plain, _ = results["exactness"]
+    assert plain["pixels"] == 2 * 64 * 64
+    assert plain["max_difference"] <= 1e-5
+    assert results["pyfunc"]["ratio"]["median"] > 0
+    assert output.with_suffix(".png").stat().st_size > 1000
+    assert "| Engine, precision=32 | 32-true |" in capsys.readouterr().out
+    run = mlflow.search_runs(search_all_experiments=True, output_format="list")[0]
+    assert {item.path for item in mlflow.artifacts.list_artifacts(run_id=run.info.run_id)} == {
+        "speed.json", "speed.md", "speed.png",
+    }  # fmt: skip
+
+
+def test_ratios_are_of_repetitions_and_not_of_medians(script, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    found = script("speed").ratios([1.0, 20.0, 3.0], [2.0, 10.0, 3.0])
+    assert found == {"median": 1.0, "least": 0.5, "greatest": 2.0}
+
+
+def test_a_peer_that_is_missing_is_left_out_with_a_line(script, monkeypatch, capsys, make_tiny_network):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    speed = script("speed")
+
+    def missing(ensemble, device):
+        raise ModuleNotFoundError("No module named 'ttach'", name="ttach")
+
+    monkeypatch.setattr(speed.peers, "CONTESTANTS", {"theirs": missing})
+    ensemble = Ensemble([Member(make_tiny_network(0), imagenet())], mode="binary", class_names=["building"])
+    found = speed.contestants(ensemble, torch.device("cpu"), speed.parse(["--short"]))
+    assert "theirs" not in found
+    assert capsys.readouterr().out == "left out: theirs: ttach is not installed\n"
