@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from smp_ensemble import Ensemble
+if TYPE_CHECKING:
+    from smp_ensemble import Ensemble
 
 Run: TypeAlias = Callable[[Tensor], Tensor]
 

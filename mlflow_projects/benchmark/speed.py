@@ -1,8 +1,8 @@
 """What the engine costs against the loops that people write: the same trained members, views and images, in turns.
 
 Prints a markdown table, and leaves every number in a JSON file and a figure beside it; all three are in an MLflow run.
-Seconds are medians; ratios are medians of the ratios within each repetition, so that a busy machine spoils neither side.
-Peers that are not installed (extra `bench`) are left out, with a line that says so.
+Seconds are medians; ratios are medians of the ratios within each repetition, so that a busy machine spoils neither
+side. Peers that are not installed (extra `bench`) are left out, with a line that says so.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import large_images
 import mlflow  # noqa: TID251 (a project of its own: it opens its run as any user does)
@@ -31,6 +30,9 @@ from smp_ensemble.ensembling.member import Member
 from smp_ensemble.inference.exactness import compare
 from smp_ensemble.precision import choose_device
 from smp_ensemble.testing import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 BASE = "eager loop with ttach, fp32"
 LIBRARIES = ("torch", "segmentation-models-pytorch", "timm", "ttach", "pytorch-toolbelt", "monai")
