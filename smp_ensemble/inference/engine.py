@@ -218,7 +218,7 @@ class Engine:
         predict = partial(self._probabilities_of, self._runs[index])
         pixels = min(MAX_BATCH_PIXELS, CPU_BATCH_PIXELS) if on_cpu else MAX_BATCH_PIXELS
         # Which kernel computes a sum may follow from the size of the batch. (Draws of dropout do so anyway.)
-        each = raw.split(1) if on_cpu and self._dtype is None and self.passes == 1 else (raw,)
+        each = torch.split(raw, 1) if on_cpu and self._dtype is None and self.passes == 1 else (raw,)
         found = [average_views(self._views, images, predict, pixels) for images in each]
         mean = found[0] if len(found) == 1 else torch.cat(found)
         if watch is not None:

@@ -25,7 +25,7 @@ class _Trace(TorchDispatchMode):
     """Which tensor went where in one run. Everything is kept alive, so that no two tensors share an id."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.uses: Counter[int] = Counter()
         self.convolutions: dict[int, tuple[Any, ...]] = {}  # by the id of what came out
         self.norms: list[tuple[Any, ...]] = []
@@ -152,7 +152,7 @@ def _what_remains(norm: nn.Module) -> nn.Module:
     return nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
 
 
-def _absorb(convolution: nn.Module, norm: nn.Module) -> None:
+def _absorb(convolution: Any, norm: Any) -> None:
     """Gives the convolution new weights; computed in float64, so that folding rounds once."""
     weight, bias = convolution.weight, convolution.bias
     mean, variance = norm.running_mean.double(), norm.running_var.double()
