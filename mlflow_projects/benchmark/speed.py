@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import large_images
+import large_image_peers
 import mlflow  # noqa: TID251 (a project of its own: it opens its run as any user does)
 import numpy as np
 import peers
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.large:
             folder = Path(name) / "large"
             smp_ensemble.save_model(ensemble, folder)
-            results["large"] = large_images.run(folder, options.large, str(device))
+            results["large"] = large_image_peers.run(folder, options.large, str(device))
     report = markdown(results)
     print(report)
     output.parent.mkdir(parents=True, exist_ok=True)
