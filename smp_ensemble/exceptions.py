@@ -46,3 +46,20 @@ class IntegrityError(SmpEnsembleError):
 
 class DeliveryError(SmpEnsembleError):
     """The tracking server did not take what was handed to it; the spool still holds it."""
+
+
+class TrainingError(SmpEnsembleError):
+    """A training that cannot go on: no room on the disk, no memory, a loss that is no number; what was done is kept."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A training that was told to stop, by Ctrl-C or the system, and did so after its step.
+
+    Args:
+        message: Where it stopped.
+        signal_number: What it was told by.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number

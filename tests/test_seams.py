@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "smp_ensemble"
 
-BASE = {"typing", "exceptions", "registry", "architectures", "dropout", "fcn", "precision", "testing"}
+BASE = {"typing", "exceptions", "registry", "architectures", "dropout", "fcn", "precision", "testing", "durable"}
 MAY_IMPORT = {
     "data": set(),
     "metrics": set(),

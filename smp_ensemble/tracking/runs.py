@@ -119,11 +119,11 @@ class TrackedRun:
         """Keeps a file as an artifact."""
         self.client.log_artifact(self.run_id, str(path), folder)
 
-    def end(self, error: str | None = None) -> None:
-        """Ends the run: FAILED with the reason as a tag, else FINISHED if it was created here."""
+    def end(self, error: str | None = None, status: str = "FAILED") -> None:
+        """Ends the run: with the reason as a tag and FAILED, or KILLED; else FINISHED if it was created here."""
         if error is not None:
             self.client.set_tag(self.run_id, names.ERROR, error[:4000])
-            self.client.set_terminated(self.run_id, "FAILED")
+            self.client.set_terminated(self.run_id, status)
         elif self.owned:
             self.client.set_terminated(self.run_id, "FINISHED")
 
@@ -139,9 +139,21 @@ def now() -> int:
 
 
 def open_run(
-    kind: str, *, experiment: str | None = None, run_name: str | None = None, parent_run_id: str | None = None
+    kind: str,
+    *,
+    experiment: str | None = None,
+    run_name: str | None = None,
+    parent_run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> TrackedRun:
     """Opens a run of a kind: a child of `parent_run_id`, or the active run, or that of `mlflow run`, or a new one.
+
+    Args:
+        kind: What it is for.
+        experiment: By name; None: what MLflow's environment says.
+        run_name: Its name; None: MLflow invents one.
+        parent_run_id: The run to nest it under, in its experiment.
+        tags: Further tags that it has from its first moment.
 
     Raises:
         ConfigError: `experiment` is not the one of the run that is already there.
@@ -156,16 +168,15 @@ def open_run(
                 f"experiment '{experiment}' is not the one of the present run {present}: with `mlflow run`, choose it "
                 "by --experiment-name"
             )
-        client.set_tag(present, names.KIND, kind)
-        if run_name:
-            client.set_tag(present, names.RUN_NAME, run_name)
+        known = {**(tags or {}), names.KIND: kind, **({names.RUN_NAME: run_name} if run_name else {})}
+        client.log_batch(present, tags=[RunTag(key, value) for key, value in known.items()])
         return TrackedRun(client, present, run.info.experiment_id, run_name or run.info.run_name, owned=False)
     experiment_id = experiment_id_of(client, experiment)
-    tags = {names.KIND: kind}
+    known = {**(tags or {}), names.KIND: kind}
     if parent_run_id is not None:
         experiment_id = client.get_run(parent_run_id).info.experiment_id
-        tags[names.PARENT_RUN] = parent_run_id
-    run = client.create_run(experiment_id, tags=tags, run_name=run_name)
+        known[names.PARENT_RUN] = parent_run_id
+    run = client.create_run(experiment_id, tags=known, run_name=run_name)
     return TrackedRun(client, run.info.run_id, experiment_id, run.info.run_name, owned=True)
 
 
@@ -176,18 +187,60 @@ def attach(run_id: str) -> TrackedRun:
     return TrackedRun(client, run_id, info.experiment_id, info.run_name, owned=False)
 
 
+def reopen(run_id: str) -> TrackedRun:
+    """A run that broke off, to go on with: RUNNING again, and ended by whoever goes on with it.
+
+    Where `mlflow run` opened a run for this process, that one says which run it goes on with.
+
+    Raises:
+        ConfigError: It is not there any more.
+    """
+    client = mlflow.MlflowClient()
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise ConfigError(f"there is no run {run_id} on this tracking server to go on with: train anew") from error
+    if run.info.lifecycle_stage != "active":
+        raise ConfigError(f"run {run_id} was deleted: restore it in MLflow to go on with it, or train anew")
+    client.update_run(run_id, status="RUNNING")
+    if names.ERROR in run.data.tags:
+        client.delete_tag(run_id, names.ERROR)
+    project = os.environ.get("MLFLOW_RUN_ID")
+    if project and project != run_id:
+        client.set_tag(project, names.CONTINUES, run_id)
+    return TrackedRun(client, run_id, run.info.experiment_id, run.info.run_name, owned=True)
+
+
+@contextlib.contextmanager
+def ending(run: TrackedRun) -> Iterator[TrackedRun]:
+    """Ends a run with the block: if it raises, FAILED with the reason, or KILLED where somebody interrupted it."""
+    try:
+        yield run
+    except BaseException as error:
+        run.end(reason_of(error), status_of(error))
+        raise
+    run.end()
+
+
+def reason_of(error: BaseException) -> str:
+    """What a run that ended with an error says."""
+    return f"{type(error).__name__}: {error}"
+
+
+def status_of(error: BaseException | None) -> str:
+    """The status in MLflow of a run that ended with an error."""
+    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+
+
 @contextlib.contextmanager
 def tracked_run(
     kind: str, *, experiment: str | None = None, run_name: str | None = None, parent_run_id: str | None = None
 ) -> Iterator[TrackedRun]:
     """`open_run`, ended with the block: FAILED and the reason if it raises."""
-    run = open_run(kind, experiment=experiment, run_name=run_name, parent_run_id=parent_run_id)
-    try:
+    with ending(open_run(kind, experiment=experiment, run_name=run_name, parent_run_id=parent_run_id)) as run:
         yield run
-    except BaseException as error:
-        run.end(f"{type(error).__name__}: {error}")
-        raise
-    run.end()
 
 
 def fail_project_run(reason: str) -> None:

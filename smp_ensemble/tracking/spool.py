@@ -1,11 +1,14 @@
-"""What is to be delivered, on local disk first: whole entries in order, and the thread that sends them."""
+"""What is to be delivered, on local disk first: whole entries in order, and the thread that sends them.
+
+Exactly once, whatever dies when: an entry is there as a whole or not at all; its delivery remembers what it has done;
+and what was delivered stands in the ledger before the entry goes, so that no later process puts it again.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import logging
-import os
 import shutil
 import threading
 import time
@@ -14,14 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow.exceptions import MlflowException
 
+from smp_ensemble.durable import sync_folder, sync_tree, write_json
 from smp_ensemble.exceptions import DeliveryError
+from smp_ensemble.tracking.ledger import Ledger, Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 ENTRY_FILE = "entry.json"
 PROGRESS_FILE = "progress.json"
+LEDGER_FILE = "delivered.jsonl"
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds to wait after a failed delivery; doubled each time up to the longest."""
@@ -37,11 +43,14 @@ class Entry:
         folder: Its place in the spool; the name starts with its number.
         kind: What it is, for the one who delivers it.
         content: Plain values.
+        key: Says that two entries are the same thing, put by two processes of one training; None: repeating does no
+            harm.
     """
 
     folder: Path
     kind: str
     content: Mapping[str, Any]
+    key: str | None = None
 
     @property
     def progress(self) -> dict[str, Any]:
@@ -52,7 +61,7 @@ class Entry:
 
     def remember(self, **values: Any) -> None:
         """Keeps what is done, so that a delivery that breaks off goes on there and does nothing twice."""
-        _write_json(self.folder / PROGRESS_FILE, {**self.progress, **values})
+        write_json(self.folder / PROGRESS_FILE, {**self.progress, **values})
 
 
 class Spool:
@@ -60,6 +69,9 @@ class Spool:
 
     Args:
         folder: Created if need be; entries that an earlier process left are delivered first.
+
+    Raises:
+        IntegrityError: The ledger of an earlier process cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -67,17 +79,41 @@ class Spool:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".writing-*"):
             shutil.rmtree(leftover, ignore_errors=True)
+        self._ledger = Ledger(folder / LEDGER_FILE)
+        delivered = {receipt.key for receipt in self._ledger.receipts}
+        for entry in self.waiting():
+            if entry.key in delivered:  # the process died between the ledger and the removal
+                self._delete(entry)
+        self._earlier = delivered | {entry.key for entry in self.waiting() if entry.key is not None}
         self._next = max((_number(path) for path in self._paths()), default=0) + 1
         self._lock = threading.Lock()
 
-    def put(self, kind: str, content: Mapping[str, Any], write: Callable[[Path], None] | None = None) -> None:
+    @property
+    def receipts(self) -> Sequence[Receipt]:
+        """What was delivered of entries with a key, by this process and earlier ones."""
+        return tuple(self._ledger.receipts)
+
+    def put(
+        self,
+        kind: str,
+        content: Mapping[str, Any],
+        write: Callable[[Path], None] | None = None,
+        *,
+        key: str | None = None,
+    ) -> bool:
         """Adds an entry; it is there as a whole when this returns, and not at all if this raises.
 
         Args:
             kind: What it is.
             content: Plain values, for `entry.json`.
             write: Writes further files into the entry's folder.
+            key: Says which thing it is.
+
+        Returns:
+            Whether it was added: an earlier process of the same training may have put the thing of that key.
         """
+        if key in self._earlier:
+            return False
         with self._lock:
             number, self._next = self._next, self._next + 1
         writing = self.folder / f".writing-{number:08d}"
@@ -85,22 +121,37 @@ class Spool:
         try:
             if write is not None:
                 write(writing)
-            _write_json(writing / ENTRY_FILE, {"kind": kind, "content": dict(content)})
+            write_json(writing / ENTRY_FILE, {"kind": kind, "key": key, "content": dict(content)})
+            sync_tree(writing)
         except BaseException:
             shutil.rmtree(writing, ignore_errors=True)
             raise
         writing.rename(self.folder / f"{number:08d}-{kind}")
+        sync_folder(self.folder)
+        return True
 
     def first(self) -> Entry | None:
         """The oldest entry, or None."""
         path = min(self._paths(), key=_number, default=None)
-        if path is None:
-            return None
-        values = json.loads((path / ENTRY_FILE).read_text(encoding="utf-8"))
-        return Entry(path, values["kind"], values["content"])
+        return None if path is None else _read(path)
 
-    def remove(self, entry: Entry) -> None:
-        """Forgets an entry that was delivered."""
+    def waiting(self) -> list[Entry]:
+        """All entries, the oldest first."""
+        return [_read(path) for path in sorted(self._paths(), key=_number)]
+
+    def remove(self, entry: Entry, result: Mapping[str, Any] | None = None) -> None:
+        """Forgets an entry that was delivered; its key and what its delivery gave stay in the ledger."""
+        if entry.key is not None:
+            self._ledger.add(Receipt(entry.key, entry.kind, result or {}))
+        self._delete(entry)
+
+    def drop(self, kind: str) -> None:
+        """Forgets entries of a kind that are no longer true, and were not delivered."""
+        for entry in self.waiting():
+            if entry.kind == kind:
+                self._delete(entry)
+
+    def _delete(self, entry: Entry) -> None:
         gone = entry.folder.with_name(f".writing-{entry.folder.name}")
         entry.folder.rename(gone)  # at once: a half-deleted entry must not look like one to deliver
         shutil.rmtree(gone, ignore_errors=True)
@@ -128,10 +179,10 @@ class Courier:
 
     Args:
         spool: What to deliver.
-        deliver: Sends one entry; raises if it could not.
+        deliver: Sends one entry, and gives what is to be known of it later; raises if it could not.
     """
 
-    def __init__(self, spool: Spool, deliver: Callable[[Entry], None]) -> None:
+    def __init__(self, spool: Spool, deliver: Callable[[Entry], Mapping[str, Any] | None]) -> None:
         self._spool = spool
         self._deliver = deliver
         self._wake = threading.Event()
@@ -141,10 +192,18 @@ class Courier:
         self._thread = threading.Thread(target=self._run, name="smp-ensemble-courier", daemon=True)
         self._thread.start()
 
-    def put(self, kind: str, content: Mapping[str, Any], write: Callable[[Path], None] | None = None) -> None:
+    def put(
+        self,
+        kind: str,
+        content: Mapping[str, Any],
+        write: Callable[[Path], None] | None = None,
+        *,
+        key: str | None = None,
+    ) -> bool:
         """`Spool.put`, and wakes the thread."""
-        self._spool.put(kind, content, write)
+        added = self._spool.put(kind, content, write, key=key)
         self._wake.set()
+        return added
 
     def drain(self, timeout_seconds: float) -> None:
         """Waits until everything is delivered.
@@ -163,11 +222,16 @@ class Courier:
                 ) from error
             time.sleep(0.02)
 
-    def close(self) -> None:
-        """Stops the thread after the entry in hand."""
+    def close(self, *, wait: bool = True) -> None:
+        """Stops the thread after the entry in hand.
+
+        Args:
+            wait: For that entry; otherwise it goes on as long as the process lives.
+        """
         self._closing = True
         self._wake.set()
-        self._thread.join()
+        if wait:
+            self._thread.join()
 
     def _run(self) -> None:
         pause = FIRST_PAUSE
@@ -178,7 +242,7 @@ class Courier:
                 self._wake.clear()
                 continue
             try:
-                self._deliver(entry)
+                self._spool.remove(entry, self._deliver(entry))
             except Exception as error:
                 if not is_passing(error):
                     logger.exception("delivery to the tracking server stopped; the spool keeps everything")
@@ -195,7 +259,6 @@ class Courier:
                     logger.warning("delivery to the tracking server goes on")
                 self._waits_for = None
                 pause = FIRST_PAUSE
-                self._spool.remove(entry)
 
     def _pause(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -215,11 +278,7 @@ def _number(path: Path) -> int:
     return int(path.name.partition("-")[0])
 
 
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(values, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+
+def _read(path: Path) -> Entry:
+    values = json.loads((path / ENTRY_FILE).read_text(encoding="utf-8"))
+    return Entry(path, values["kind"], values["content"], values.get("key"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict
+import hashlib
+import logging
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,10 +15,10 @@ from mlflow.exceptions import MlflowException
 from smp_ensemble.architectures import check_network
 from smp_ensemble.ensembling import artifact
 from smp_ensemble.ensembling.member import Member
-from smp_ensemble.exceptions import DeliveryError
+from smp_ensemble.exceptions import DeliveryError, Interrupted
 from smp_ensemble.tracking import names
 from smp_ensemble.tracking.delivery import MODEL_FOLDER, PREVIEWS_FILE, Delivery
-from smp_ensemble.tracking.runs import as_param, now, open_run
+from smp_ensemble.tracking.runs import as_param, now, open_run, reason_of, reopen, status_of
 from smp_ensemble.tracking.spool import Courier, Spool
 from smp_ensemble.typing import DatasetReference, Snapshot, SnapshotRecord, Task
 
@@ -32,6 +34,26 @@ if TYPE_CHECKING:
 DELIVERY_SECONDS = 600.0
 """How long the end of a training waits for the tracking server."""
 
+STOP_SECONDS, AT_ONCE_SECONDS = 30.0, 2.0
+"""How long a training that stops and can be gone on with waits: after its step, and when told to stop at once."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """That and how a training can be gone on with by another process.
+
+    Attributes:
+        token: Tags its run from the first moment.
+        configuration: The digest of all that determines its result; tags its run when it is finished.
+        run_id: The run to go on with; None: a new one.
+    """
+
+    token: str
+    configuration: str
+    run_id: str | None = None
+
 
 class MlflowStore:
     """Keeps a training's snapshots and curves in one MLflow run and its children.
@@ -46,6 +68,8 @@ class MlflowStore:
         spool: The local folder for what is not delivered yet; None: `.smp_ensemble/spool` in the working folder.
         previews: Raw images and their masks, for the overlays of each snapshot.
         parent_run_id: The run to nest the training's run under, in its experiment.
+        resumable: Lets another process go on with the training: then the spool, with what it knows of the snapshots
+            so far, stays until `discard`. None: an error is the training's end.
 
     Attributes:
         run: The training's run.
@@ -61,13 +85,26 @@ class MlflowStore:
         spool: Path | None = None,
         previews: Sequence[tuple[npt.NDArray[np.generic], npt.NDArray[np.uint8]]] = (),
         parent_run_id: str | None = None,
+        resumable: Resumable | None = None,
     ) -> None:
-        self.run = open_run(names.TRAINING, experiment=experiment, run_name=run_name, parent_run_id=parent_run_id)
-        self._saved = 0
+        self._resumable = resumable
+        continued = resumable.run_id if resumable else None
+        self.run = (
+            reopen(continued)
+            if continued
+            else open_run(
+                names.TRAINING,
+                experiment=experiment,
+                run_name=run_name,
+                parent_run_id=parent_run_id,
+                tags={names.TOKEN: resumable.token} if resumable else None,
+            )
+        )
         folder = (spool or Path(".smp_ensemble") / "spool") / self.run.run_id
         self._spool = Spool(folder)
-        self.history: list[tuple[int, dict[str, float]]] = []
-        self._delivery = Delivery(self.run, keep=keep, previews=previews)
+        self._spool.drop("end")  # it did not end: it goes on
+        self.history, self._saved = _earlier(self._spool)
+        self._delivery = Delivery(self.run, keep=keep, previews=previews, earlier=self._spool.receipts)
         self._courier = Courier(self._spool, self._delivery)
 
     @property
@@ -99,8 +136,9 @@ class MlflowStore:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Keeps points of the training's curves."""
-        self.history.append((step, dict(metrics)))
-        self._courier.put("metrics", {"metrics": dict(metrics), "step": step, "timestamp": now()})
+        content = {"metrics": dict(metrics), "step": step, "timestamp": now()}
+        if self._courier.put("metrics", content, key=_key("metrics", step, *sorted(metrics))):
+            self.history.append((step, dict(metrics)))
 
     def log_scores(
         self, metrics: Mapping[str, float], dataset: DatasetReference, snapshot: Snapshot | None = None
@@ -114,7 +152,8 @@ class MlflowStore:
             "run_id": snapshot.run_id if snapshot else None,
             "model_id": snapshot.model_id if snapshot else None,
         }
-        self._courier.put("scores", content)
+        key = _key("scores", content["step"], content["run_id"], dataset.digest, *sorted(metrics))
+        self._courier.put("scores", content, key=key)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Keeps a copy of a file as an artifact of the training's run."""
@@ -140,8 +179,10 @@ class MlflowStore:
             "dataset": asdict(record.dataset) if record.dataset else None,
             "task": asdict(record.task),
         }
-        self._saved += 1
-        self._courier.put("snapshot", content, lambda entry: _write_snapshot(record, entry))
+        if self._courier.put(
+            "snapshot", content, lambda entry: _write_snapshot(record, entry), key=_key("snapshot", record.step)
+        ):
+            self._saved += 1
 
     def next_index(self) -> int:
         """1 for the first snapshot, for callers who do not count."""
@@ -156,34 +197,71 @@ class MlflowStore:
         self._courier.drain(DELIVERY_SECONDS)
         return self._delivery.kept()
 
-    def close(self, error: str | None = None) -> None:
-        """Delivers what is left and ends the run: FAILED with the reason if there is one.
+    def close(self, error: str | None = None, status: str = "FAILED") -> None:
+        """Delivers what is left and ends the run: FAILED (or `status`) with the reason if there is one.
 
         Raises:
             DeliveryError: The tracking server did not take everything.
         """
-        self._courier.put("end", {"error": error})
+        self._end(error, status, DELIVERY_SECONDS if error is None or self._resumable is None else STOP_SECONDS)
+        if self._resumable is None:
+            self._spool.discard()
+
+    def discard(self) -> None:
+        """Forgets the spool of a training that is finished, if everything was delivered."""
+        self._spool.discard()
+
+    def _end(self, error: str | None, status: str, seconds: float) -> None:
+        tags, settle, wait = {}, False, seconds > AT_ONCE_SECONDS
+        if self._resumable is not None:
+            settle = error is None and self._resumable.run_id is not None
+            tags = {names.CONFIGURATION: self._resumable.configuration} if error is None else {}
         try:
-            self._courier.drain(DELIVERY_SECONDS)
-        except DeliveryError as undelivered:
+            self._courier.put("end", {"error": error, "status": status, "settle": settle, "tags": tags})
+            self._courier.drain(seconds)
+        except (DeliveryError, OSError) as undelivered:
             # The spool keeps its entries; the run, if the server answers at all, says what happened.
             with contextlib.suppress(MlflowException, OSError):
-                self.run.end(error or str(undelivered))
+                self.run.end(error or str(undelivered), status)
+            raise
+        except KeyboardInterrupt:
+            wait = False
             raise
         finally:
-            self._courier.close()
-        self._spool.discard()
+            self._courier.close(wait=wait)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, DeliveryError):
+        if error is None:
+            self.close()
+        elif isinstance(error, DeliveryError):
             with contextlib.suppress(MlflowException, OSError):  # it was waited for once: that is enough
                 self.run.end(str(error))
             self._courier.close()
-            return
-        self.close(f"{type(error).__name__}: {error}" if error is not None else None)
+        elif self._resumable is None:
+            self.close(reason_of(error), status_of(error))
+        else:
+            at_once = isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted)
+            try:  # what happened is what is to be said; the spool keeps what could not be delivered
+                self._end(reason_of(error), status_of(error), AT_ONCE_SECONDS if at_once else STOP_SECONDS)
+            except (DeliveryError, OSError) as undelivered:
+                logger.warning("%s", undelivered)
+
+
+def _earlier(spool: Spool) -> tuple[list[tuple[int, dict[str, float]]], int]:
+    """The curves, and the number of snapshots, that earlier processes of a training left in its spool."""
+    known: list[tuple[str, Mapping[str, Any]]] = [(one.kind, one.result) for one in spool.receipts]
+    known += [(entry.kind, entry.content) for entry in spool.waiting()]
+    history = [(int(what["step"]), dict(what["metrics"])) for kind, what in known if kind == "metrics"]
+    return sorted(history, key=lambda point: point[0]), sum(kind == "snapshot" for kind, _ in known)
+
+
+def _key(kind: str, *parts: object) -> str:
+    """Says which thing an entry is, in every process of one training: short, however many parts there are."""
+    digest = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
+    return f"{kind}-{digest}"
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -26,6 +26,7 @@ from smp_ensemble.training.module import SegmentationModule
 from smp_ensemble.training.optimizers import freeze_encoder, make_optimizer
 from smp_ensemble.training.previews import predict_previews
 from smp_ensemble.training.refreshing import refresh_on_images
+from smp_ensemble.training.stopping import FiniteLoss, StopAfterStep, StopRequest, explained
 from smp_ensemble.training.stores import opened
 from smp_ensemble.training.trainers import make_trainer
 from smp_ensemble.typing import Resampling
@@ -128,6 +129,8 @@ def fit(
 
     Raises:
         ConfigError: Options that do not fit the data or each other.
+        TrainingError: The loss is no number any more, or there is no room on the disk or in memory.
+        Interrupted: Ctrl-C or SIGTERM; training has stopped after its step.
     """
     options = options or FitOptions()
     if val_data.task != train_data.task:
@@ -197,8 +200,10 @@ def fit(
         )
         val_loader = evaluation_loader(val_data, batch_size=options.batch_size, workers=options.workers, divisor=stride)
         torch.manual_seed(options.seed)  # dropout; batches and augmentation have seeds of their own
-        with quiet():
-            callbacks: list[pl.Callback] = [callback] if boosting is None else [callback, boosting]
+        with quiet(), StopRequest() as request:
+            callbacks: list[pl.Callback] = [FiniteLoss(), callback, StopAfterStep(request)]
+            if boosting is not None:
+                callbacks.insert(2, boosting)
             host = make_host(
                 epochs,
                 device,
@@ -220,9 +225,14 @@ def fit(
                 )
             except SystemExit as error:
                 # Lightning answers Ctrl-C by leaving the process; the one who called decides that.
-                if host.interrupted:
-                    raise KeyboardInterrupt from error
+                if isinstance(error.__context__, KeyboardInterrupt):
+                    raise error.__context__ from None
                 raise
+            except Exception as error:
+                known = explained(error, host, options.batch_size)
+                if known is None:
+                    raise
+                raise known from error
         return kept.snapshots()
 
 

@@ -9,7 +9,9 @@ import warnings
 from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
+
+from smp_ensemble.training.checkpointing import Checkpointing, DurableCheckpointIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,14 +40,14 @@ def make_host(
     if terminal:
         callbacks = [*callbacks, TQDMProgressBar(leave=False)]
     if checkpoint_folder is not None:
-        checkpoint = ModelCheckpoint(checkpoint_folder, filename="last", enable_version_counter=False)
-        callbacks = [*callbacks, checkpoint]
+        callbacks = [*callbacks, Checkpointing(checkpoint_folder)]
     return pl.Trainer(
         max_epochs=epochs,
         accelerator=device.type,
         devices=1,
         precision=precision,  # type: ignore[arg-type]  # one of Lightning's words: resolve_precision has checked it
         callbacks=callbacks,
+        plugins=[DurableCheckpointIO()],
         logger=False,
         enable_checkpointing=checkpoint_folder is not None,
         enable_progress_bar=terminal,
