@@ -13,7 +13,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from smp_ensemble import registry
-from smp_ensemble.exceptions import ConfigError, InputError, SmpEnsembleError
+from smp_ensemble.exceptions import ConfigError, InputError, Interrupted, SmpEnsembleError
 from smp_ensemble.workflows import options as workflow_options
 from smp_ensemble.workflows.results import Report
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+SIGNALLED = 128  # and the signal's number: 130 after Ctrl-C, 143 after SIGTERM
 
 
 @dataclass(frozen=True)
@@ -196,20 +197,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     try:
         report = run(arguments)
-    except KeyboardInterrupt:
-        _fail("interrupted", arguments)
+    except Interrupted as error:
+        _fail(_with_notes(error), arguments)
+        return SIGNALLED + error.signal_number
+    except KeyboardInterrupt as error:
+        _fail(_with_notes(error, "interrupted"), arguments)
         return INTERRUPTED
     except InputError as error:
         _fail(str(error), arguments)
         return BAD_INPUT
     except SmpEnsembleError as error:
-        _fail(str(error), arguments)
+        _fail(_with_notes(error), arguments)
         return FAILED
     except Exception as error:  # noqa: BLE001 (the last line of defence: one line for people, --debug for the rest)
-        _fail(f"{type(error).__name__}: {error} (--debug shows where)", arguments)
+        _fail(_with_notes(error, f"{type(error).__name__}: {error} (--debug shows where)"), arguments)
         return FAILED
     print(report.json() if "--json" in arguments else report.text())
     return 0
+
+
+def _with_notes(error: BaseException, message: str | None = None) -> str:
+    """An error's message, with what the workflow says on how to go on."""
+    return "; ".join([str(error) if message is None else message, *getattr(error, "__notes__", ())])
 
 
 def _fail(message: str, arguments: Sequence[str]) -> None:

@@ -52,6 +52,10 @@ class TrainingError(SmpEnsembleError):
     """A training that cannot go on: no room on the disk, no memory, a loss that is no number; what was done is kept."""
 
 
+class DivergedError(TrainingError):
+    """A training whose loss or weights are no numbers any more: going on would only repeat it."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A training that was told to stop, by Ctrl-C or the system, and did so after its step.
 

@@ -1,4 +1,4 @@
-"""What of a spool was delivered, for the processes that come after: one line for each entry that must not come twice."""
+"""What of a spool was delivered, for the processes that come after: a line for each entry that must not come twice."""
 
 from __future__ import annotations
 

@@ -104,6 +104,11 @@ class TrackedRun:
         ]
         self.client.log_batch(self.run_id, metrics=entries)
 
+    def log_new_metrics(self, metrics: Mapping[str, float], *, dataset: DatasetReference | None = None) -> None:
+        """Keeps metrics that the run does not have yet: a process that was killed may have kept them."""
+        present = self.client.get_run(self.run_id).data.metrics
+        self.log_metrics({name: value for name, value in metrics.items() if name not in present}, dataset=dataset)
+
     def log_dataset(self, dataset: DatasetReference, context: str) -> None:
         """Says what data the run used, and what for (`training`, `validation`, `test`)."""
         entity = Dataset(

@@ -278,7 +278,6 @@ def _number(path: Path) -> int:
     return int(path.name.partition("-")[0])
 
 
-
 def _read(path: Path) -> Entry:
     values = json.loads((path / ENTRY_FILE).read_text(encoding="utf-8"))
     return Entry(path, values["kind"], values["content"], values.get("key"))

@@ -97,7 +97,7 @@ class MlflowStore:
                 experiment=experiment,
                 run_name=run_name,
                 parent_run_id=parent_run_id,
-                tags={names.TOKEN: resumable.token} if resumable else None,
+                tags={names.STATE: resumable.token} if resumable else None,
             )
         )
         folder = (spool or Path(".smp_ensemble") / "spool") / self.run.run_id

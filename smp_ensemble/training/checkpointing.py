@@ -1,4 +1,4 @@
-"""Checkpoints that a training goes on from: after each epoch, whole or not at all, loaded without executing anything."""
+"""Checkpoints that a training goes on from: one after each epoch, whole or not at all; loading executes nothing."""
 
 from __future__ import annotations
 

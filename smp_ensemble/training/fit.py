@@ -227,12 +227,14 @@ def fit(
                 # Lightning answers Ctrl-C by leaving the process; the one who called decides that.
                 if isinstance(error.__context__, KeyboardInterrupt):
                     raise error.__context__ from None
+                request.act(host)
                 raise
             except Exception as error:
                 known = explained(error, host, options.batch_size)
                 if known is None:
                     raise
                 raise known from error
+            request.act(host)  # it came when the last step was done
         return kept.snapshots()
 
 

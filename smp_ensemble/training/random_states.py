@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def random_states() -> dict[str, Any]:
     """The states of torch's generators, on the CPU and on each GPU, of NumPy's global one and of Python's."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 (others may draw from it)
+    legacy: Any = np.random.get_state(legacy=True)  # noqa: NPY002 (others may draw from it)
+    name, keys, position, has_gauss, cached = legacy
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],

@@ -1,4 +1,4 @@
-"""How a training stops before its end: told to by Ctrl-C or the system, or because it cannot go on; and what it says."""
+"""How a training stops before its end, and what it says: told to by Ctrl-C or the system, or unable to go on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from smp_ensemble.exceptions import Interrupted, TrainingError
+from smp_ensemble.exceptions import DivergedError, Interrupted, TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +53,15 @@ class StopRequest:
         self._restore()
         logger.warning("stopping after this step; once more: at once")
 
+    def act(self, trainer: pl.Trainer) -> None:
+        """Raises if a signal came.
+
+        Raises:
+            Interrupted: Says where training stopped.
+        """
+        if self.signal_number is not None:
+            raise Interrupted(f"interrupted {_where(trainer)}", self.signal_number)
+
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
@@ -70,15 +79,11 @@ class StopAfterStep(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """After each batch of training."""
-        self._stop(trainer)
+        self._request.act(trainer)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """After each batch of validation."""
-        self._stop(trainer)
-
-    def _stop(self, trainer: pl.Trainer) -> None:
-        if self._request.signal_number is not None:
-            raise Interrupted(f"interrupted {_where(trainer)}", self._request.signal_number)
+        self._request.act(trainer)
 
 
 class FiniteLoss(Callback):
@@ -123,8 +128,8 @@ class FiniteLoss(Callback):
             raise _no_number(f"the loss in epoch {trainer.current_epoch + 1}, at step {step},")
 
 
-def _no_number(what: str) -> TrainingError:
-    return TrainingError(
+def _no_number(what: str) -> DivergedError:
+    return DivergedError(
         f"{what} is not a finite number: the training has diverged; what was kept before it is whole. Train with a "
         "smaller lr, with warmup-epochs or clip-norm, or with precision=32"
     )
@@ -133,10 +138,9 @@ def _no_number(what: str) -> TrainingError:
 def explained(error: BaseException, trainer: pl.Trainer, batch_size: int) -> TrainingError | None:
     """One line for an error that the machine is to blame for, with a remedy; None for all others."""
     for cause in _causes(error):
-        if isinstance(cause, OSError) and cause.errno in FULL:
-            place = f" for {cause.filename}" if cause.filename else ""
+        if _is_full_disk(cause):
             return TrainingError(
-                f"no room is left on the disk{place}, {_where(trainer)}: the last checkpoint is whole. Free some room, "
+                f"no room is left on the disk, {_where(trainer)}: what was written before is whole. Free some room, "
                 "then go on"
             )
         if _is_out_of_memory(cause):
@@ -155,6 +159,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(found))
         yield found
         found = found.__cause__ or found.__context__
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    # safetensors knows no numbers.
+    return (isinstance(error, OSError) and error.errno in FULL) or "No space left on device" in str(error)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

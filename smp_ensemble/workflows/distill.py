@@ -38,6 +38,7 @@ from smp_ensemble.workflows.comparing import (
 )
 from smp_ensemble.workflows.guards import check_fits
 from smp_ensemble.workflows.results import Report
+from smp_ensemble.workflows.resuming import telling
 from smp_ensemble.workflows.starting import TRACKED, describe_network, find_start, new_network, start_from
 from smp_ensemble.workflows.train import load_splits
 from smp_ensemble.workflows.training import method_of, run_training
@@ -153,7 +154,7 @@ def distill(options: DistillOptions) -> Report:
     new_network(options, splits.task, start)  # so are options that build no network
     outcomes: list[Outcome] = []
 
-    def then(store: MlflowStore, snapshots: Sequence[Snapshot]) -> None:
+    def then(store: MlflowStore | None, snapshots: Sequence[Snapshot]) -> None:
         outcomes.append(_compared(store, snapshots, teacher, splits, options))
 
     with tempfile.TemporaryDirectory(prefix="smp_ensemble-teacher-") as folder:
@@ -171,7 +172,8 @@ def distill(options: DistillOptions) -> Report:
             },
         )
         teacher.ensemble.to("cpu")  # the student has the device to itself
-        training = run_training(options, splits, method, planned, start=start, lesson=lesson, then=then)
+        with telling(options):
+            training = run_training(options, splits, method, planned, start=start, lesson=lesson, then=then)
     return _report(training, outcomes[0], teacher, splits, unlabelled)
 
 
@@ -249,10 +251,15 @@ def _start(options: DistillOptions, teacher: Teacher, splits: DataSplits) -> Sta
 
 
 def _compared(
-    store: MlflowStore, snapshots: Sequence[Snapshot], teacher: Teacher, splits: DataSplits, options: DistillOptions
+    store: MlflowStore | None,
+    snapshots: Sequence[Snapshot],
+    teacher: Teacher,
+    splits: DataSplits,
+    options: DistillOptions,
 ) -> Outcome:
-    """Measures the student beside its teacher, and keeps it all in the training's run."""
-    link_teacher(store.run, teacher.uri)
+    """Measures the student beside its teacher, and keeps it all in the training's run, unless it is there already."""
+    if store is not None:
+        link_teacher(store.run, teacher.uri)
     best = max(snapshots, key=lambda one: one.metrics.get("val_iou", float("-inf")))
     built = assemble(
         [best],
@@ -268,7 +275,8 @@ def _compared(
         if split != "val":
             measured = measure_all(Predictions(built.engine, data, batch_size=options.batch_size), split=split)
         comparisons.append(compare(split, teacher.measured[split], teacher.best, measured))
-        store.log_scores(comparisons[-1].metrics(), data.reference())
+        if store is not None:
+            store.log_scores(comparisons[-1].metrics(), data.reference())
     engine = teacher.engine(options)
     whole = forward_passes(engine)
     passes = {
@@ -278,6 +286,8 @@ def _compared(
     }
     ratio = time_ratio(engine, built.engine, splits.val, batch_size=options.batch_size)
     outcome = Outcome(best, comparisons, passes, ratio)
+    if store is None:
+        return outcome
     costs = {"teacher_passes": float(whole), "student_passes": float(passes[STUDENT]), "teacher_time_ratio": ratio}
     store.log_scores(costs, splits.val.reference())
     with tempfile.TemporaryDirectory() as folder:

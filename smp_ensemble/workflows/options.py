@@ -151,6 +151,11 @@ class TrainOptions(PartOptions):
     seed: int = option(0, "seed of weights, batches and augmentation")
     seeds: int | None = option(None, "train so many times, with the seeds seed, seed+1, ...", parse_positive)
     keep: int | None = option(None, "keep the weights of the best so many snapshots; scores stay", parse_positive)
+    resume: str = option(
+        "",
+        "go on with a training that broke off: auto, the one of this very configuration if one was begun in this "
+        "folder; or its run id; empty: train anew (docs/reliability.md)",
+    )
     experiment: str | None = option(None, "MLflow experiment, by name", str)
     run_name: str | None = option(None, "name of the training's run", str)
 

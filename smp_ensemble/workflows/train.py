@@ -11,12 +11,14 @@ from smp_ensemble.data.forms import load_data
 from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.registry import nearest
 from smp_ensemble.tracking import names
-from smp_ensemble.tracking.runs import tracked_run
+from smp_ensemble.tracking.runs import as_param, attach, ending, open_run, reopen
+from smp_ensemble.tracking.settling import settle
 from smp_ensemble.training.plans import make_plan
 from smp_ensemble.typing import MODES
 from smp_ensemble.workflows.crossval import summarize
 from smp_ensemble.workflows.options import PartOptions
 from smp_ensemble.workflows.results import Report
+from smp_ensemble.workflows.resuming import AUTO, begun, identity_of, telling
 from smp_ensemble.workflows.starting import find_start, new_network
 from smp_ensemble.workflows.training import Training, configuration, environment, links, method_of, run_training
 
@@ -24,10 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from smp_ensemble.data.forms import DataSplits
+    from smp_ensemble.tracking.runs import TrackedRun
     from smp_ensemble.training.plans import PlannedTraining
     from smp_ensemble.typing import Mode, Snapshot, Task, Trainer
     from smp_ensemble.workflows.options import DataOptions, TrainOptions
     from smp_ensemble.workflows.starting import Start
+    from smp_ensemble.workflows.states import TrainingState
 
 logger = logging.getLogger(__name__)
 
@@ -180,13 +184,14 @@ def train(options: TrainOptions, check: Callable[[Task], None] | None = None) ->
         return whole.part(planned.fold, folds=options.folds, bootstrap=options.bootstrap, split_seed=options.split_seed)
 
     start = find_start(options, whole)
-    if len(plan) == 1:
-        splits = part(plan[0])
-        training = run_training(_options_of(plan[0], options), splits, method, plan[0], start=start)
-        return TrainResult(training.run_id, [training], splits)
-    part(plan[0])  # too few images, and options that build no network, are errors before anything is tracked
-    new_network(options, task, start)
-    return _run_plan(plan, options, whole, part, method, start)
+    with telling(options):
+        if len(plan) == 1:
+            splits = part(plan[0])
+            training = run_training(_options_of(plan[0], options), splits, method, plan[0], start=start)
+            return TrainResult(training.run_id, [training], splits)
+        part(plan[0])  # too few images, and options that build no network, are errors before anything is tracked
+        new_network(options, task, start)
+        return _run_plan(plan, options, whole, part, method, start)
 
 
 def _options_of(planned: PlannedTraining, options: TrainOptions) -> TrainOptions:
@@ -203,28 +208,72 @@ def _run_plan(
     start: Start | None,
 ) -> TrainResult:
     """One training after the other, in runs nested under the plan's; no weights stay in memory."""
-    trainings: list[Training] = []
-    with tracked_run(names.PLAN, experiment=options.experiment, run_name=options.run_name) as run:
-        run.log_params({**configuration(options, method, start), "mode": whole.task.mode, **environment(options)})
-        run.set_tags(links(run.link))
-        run.log_dataset(whole.train.reference(), "training")
-        run.log_dataset(whole.val.reference(), "validation")
-        for index, planned in enumerate(plan, 1):
-            logger.info("training %d of %d: %s", index, len(plan), planned.label)
-            chosen = replace(_options_of(planned, options), run_name=f"{run.name}-{planned.label}")
-            try:
-                trainings.append(
-                    run_training(chosen, part(planned), method, planned, start=start, parent_run_id=run.run_id)
-                )
-            except BaseException:
-                logger.warning(
-                    "%s failed; the trainings that were finished before it stay: %s",
-                    planned.label,
-                    ", ".join(f"{one.planned.label} (run {one.run_id})" for one in trainings) or "none",
-                )
-                raise
-            gc.collect()  # a trainer and its network refer to each other
-        found = summarize([training.left_out for training in trainings if training.left_out is not None])
-        # All folds together leave out the whole training data; bootstrap samples do not.
-        run.log_metrics(found, dataset=whole.train.reference() if options.folds else None)
+    identity = identity_of(names.PLAN, options, whole)
+    params = {**configuration(options, method, start), "mode": whole.task.mode}
+    known = {name: as_param(value) for name, value in params.items()}
+    with begun(identity, options.resume, experiment=options.experiment, params=known) as begins:
+        if isinstance(begins, str):
+            run = attach(begins)
+            trainings, found = _run_all(run, plan, options, part, method, start)
+            return TrainResult(run.run_id, trainings, whole, found)
+        run = _plan_run(begins, options)
+        state = begins.with_run(run.run_id)
+        with ending(run):
+            run.log_params({**params, **environment(options)})
+            run.set_tags(links(run.link))
+            run.log_dataset(whole.train.reference(), "training")
+            run.log_dataset(whole.val.reference(), "validation")
+            chosen = replace(options, resume=AUTO if state.is_continued else "")
+            trainings, found = _run_all(run, plan, chosen, part, method, start)
+            # All folds together leave out the whole training data; bootstrap samples do not.
+            run.log_new_metrics(found, dataset=whole.train.reference() if options.folds else None)
+            if state.is_continued:
+                settle(run)
+            run.set_tags({names.CONFIGURATION: identity.digest})
+        state.discard()
     return TrainResult(run.run_id, trainings, whole, found)
+
+
+def _plan_run(state: TrainingState, options: TrainOptions) -> TrackedRun:
+    """The plan's run: the one that it began with, or a new one."""
+    if state.run_id is not None:
+        return reopen(state.run_id)
+    tags = {names.STATE: state.token}
+    return open_run(names.PLAN, experiment=options.experiment, run_name=options.run_name, tags=tags)
+
+
+def _run_all(
+    run: TrackedRun,
+    plan: Sequence[PlannedTraining],
+    options: TrainOptions,
+    part: Callable[[PlannedTraining], DataSplits],
+    method: Trainer,
+    start: Start | None,
+) -> tuple[list[Training], dict[str, float]]:
+    """The trainings, and their cross-validated scores; after a resume, those that are finished are not run again."""
+    trainings: list[Training] = []
+    for index, planned in enumerate(plan, 1):
+        logger.info("training %d of %d: %s", index, len(plan), planned.label)
+        chosen, splits = _options_of(planned, options), part(planned)
+        identity = identity_of(names.TRAINING, chosen, splits, run.run_id)
+        try:
+            trainings.append(
+                run_training(
+                    replace(chosen, run_name=f"{run.name}-{planned.label}"),
+                    splits,
+                    method,
+                    planned,
+                    start=start,
+                    parent_run_id=run.run_id,
+                    identity=identity,
+                )
+            )
+        except BaseException:
+            logger.warning(
+                "%s failed; the trainings that were finished before it stay: %s",
+                planned.label,
+                ", ".join(f"{one.planned.label} (run {one.run_id})" for one in trainings) or "none",
+            )
+            raise
+        gc.collect()  # a trainer and its network refer to each other
+    return trainings, summarize([training.left_out for training in trainings if training.left_out is not None])

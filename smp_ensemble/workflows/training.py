@@ -16,24 +16,31 @@ import torch
 from smp_ensemble import registry
 from smp_ensemble.precision import choose_device, resolve_precision
 from smp_ensemble.tracking import names
+from smp_ensemble.tracking.finished import snapshots_of
 from smp_ensemble.tracking.report import draw_curves, draw_learning_rate, truth_for_overlay
-from smp_ensemble.tracking.store import MlflowStore
+from smp_ensemble.tracking.runs import as_param, attach
+from smp_ensemble.tracking.settling import settle
+from smp_ensemble.tracking.store import MlflowStore, Resumable
+from smp_ensemble.training.checkpointing import completed_epochs
 from smp_ensemble.training.fit import FitOptions, fit
 from smp_ensemble.training.previews import preview_indices
 from smp_ensemble.training.trainers import GROUP, describe, make_trainer
 from smp_ensemble.training.warmup import warmed_up
 from smp_ensemble.workflows.crossval import LeftOutScores, score_left_out
+from smp_ensemble.workflows.resuming import begun, identity_of
 from smp_ensemble.workflows.starting import new_network, normalization_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from smp_ensemble.data.datasets import SegmentationDataset
     from smp_ensemble.data.forms import DataSplits
     from smp_ensemble.training.distillation import Lesson
     from smp_ensemble.training.plans import PlannedTraining
     from smp_ensemble.typing import Snapshot, Trainer
     from smp_ensemble.workflows.options import TrainOptions
     from smp_ensemble.workflows.starting import Start
+    from smp_ensemble.workflows.states import Identity
 
 logger = logging.getLogger(__name__)
 
@@ -118,9 +125,10 @@ def run_training(
     start: Start | None = None,
     parent_run_id: str | None = None,
     lesson: Lesson | None = None,
-    then: Callable[[MlflowStore, Sequence[Snapshot]], None] | None = None,
+    then: Callable[[MlflowStore | None, Sequence[Snapshot]], None] | None = None,
+    identity: Identity | None = None,
 ) -> Training:
-    """Trains once, by one method, and leaves every snapshot in MLflow, scored.
+    """Trains once, by one method, and leaves every snapshot in MLflow, scored; or goes on where that broke off.
 
     Args:
         options: With the seed and the fold of this training.
@@ -130,7 +138,9 @@ def run_training(
         start: Trained weights to start from.
         parent_run_id: The plan's run, to nest under.
         lesson: What a teacher says about the training images.
-        then: Is called with the snapshots before the run ends, with what belongs to it too.
+        then: Is called with the snapshots before the run ends, with what belongs to it too; with no store where the
+            training was finished before, and all is there.
+        identity: What makes it the same training in another process; None: as the options say.
 
     Raises:
         InputError: Something in the options or the data does not fit; nothing is tracked unless training had begun,
@@ -138,45 +148,66 @@ def run_training(
     """
     began = time.perf_counter()
     task = splits.task
-    known = start.normalization if start is not None else None
-    normalization = known or normalization_for(options.normalization, splits.train)
-    network = new_network(options, task, start)
-    previews = [splits.val.read(index) for index in preview_indices(splits.val)]
-    store = MlflowStore(
-        experiment=options.experiment,
-        run_name=options.run_name,
-        keep=options.keep,
-        previews=[(image, truth_for_overlay(mask, task)) for image, mask in previews],
-        parent_run_id=parent_run_id,
+    params = {**configuration(options, method, start), "mode": task.mode, **(lesson.params if lesson else {})}
+    identity = identity or identity_of(
+        names.TRAINING, options, splits, parent_run_id, lesson.params if lesson else None
     )
-    with store:
-        params = {**configuration(options, method, start), "mode": task.mode}
-        if lesson is not None:
-            params |= lesson.params
-        store.log_params({**params, **environment(options)})
-        store.set_tags(links(store.link))
-        store.log_dataset(splits.train.reference(), "training")
-        store.log_dataset(splits.val.reference(), "validation")
-        snapshots = fit(
-            network,
-            splits.train,
-            splits.val,
-            trainer=method,
-            epochs=options.epochs,
-            normalization=normalization,
-            store=store,
-            options=fit_options(options),
-            params=params,
-            trained_on=_seen_before(start, lesson),
-            lesson=lesson,
+    with begun(
+        identity,
+        options.resume,
+        experiment=options.experiment,
+        params={name: as_param(value) for name, value in params.items()},
+    ) as found:
+        if isinstance(found, str):
+            finished = _finished(found, splits, options, planned)
+            if then is not None:
+                then(None, finished.snapshots)
+            return finished
+        known = start.normalization if start is not None else None
+        normalization = known or normalization_for(options.normalization, splits.train)
+        network = new_network(options, task, start)
+        previews = [splits.val.read(index) for index in preview_indices(splits.val)]
+        store = MlflowStore(
+            experiment=options.experiment,
+            run_name=options.run_name,
+            keep=options.keep,
+            spool=found.spool,
+            previews=[(image, truth_for_overlay(mask, task)) for image, mask in previews],
+            parent_run_id=parent_run_id,
+            resumable=Resumable(found.token, identity.digest, found.run_id),
         )
-        del network  # what comes now works on the stored snapshots
-        left_out = None
-        if splits.left_out is not None:
-            snapshots, left_out = _cross_validate(store, snapshots, splits, options)
-        _draw(store, method, options, snapshots)
-        if then is not None:
-            then(store, snapshots)
+        with store:
+            state = found.with_run(store.run_id)
+            if state.checkpoint is not None:
+                done = completed_epochs(state.checkpoint)
+                logger.info("run %s goes on after epoch %d of %d", store.run_id, done, options.epochs)
+            store.log_params({**params, **environment(options)})
+            store.set_tags(links(store.link))
+            store.log_dataset(splits.train.reference(), "training")
+            store.log_dataset(splits.val.reference(), "validation")
+            snapshots = fit(
+                network,
+                splits.train,
+                splits.val,
+                trainer=method,
+                epochs=options.epochs,
+                normalization=normalization,
+                store=store,
+                options=fit_options(options),
+                params=params,
+                trained_on=_seen_before(start, lesson),
+                lesson=lesson,
+                resume_from=state.checkpoint,
+                checkpoint_folder=state.folder,
+            )
+            del network  # what comes now works on the stored snapshots
+            left_out = None
+            if splits.left_out is not None:
+                snapshots, left_out = _cross_validate(store, snapshots, splits, options)
+            _draw(store, method, options, snapshots)
+            if then is not None:
+                then(store, snapshots)
+        state.discard()
     experiment = store.run.client.get_experiment(store.run.experiment_id).name
     seconds = time.perf_counter() - began
     return Training(planned, store.run_id, experiment, store.link, snapshots, left_out, seconds)
@@ -189,6 +220,29 @@ def _seen_before(start: Start | None, lesson: Lesson | None) -> frozenset[str] |
     return frozenset().union(*known) if len(known) == len(sources) else None
 
 
+def _finished(run_id: str, splits: DataSplits, options: TrainOptions, planned: PlannedTraining) -> Training:
+    """The training of a run that was finished before; what was left out is scored again, for the plan, not tracked."""
+    began = time.perf_counter()
+    run = attach(run_id)
+    settle(run)  # whatever a killed command had begun on top of it
+    snapshots = snapshots_of(run_id)
+    left_out = None
+    if splits.left_out is not None:
+        left_out = _score(snapshots, splits.left_out, options)
+    experiment = run.client.get_experiment(run.experiment_id).name
+    return Training(planned, run_id, experiment, run.link, snapshots, left_out, time.perf_counter() - began)
+
+
+def _score(snapshots: list[Snapshot], data: SegmentationDataset, options: TrainOptions) -> LeftOutScores | None:
+    return score_left_out(
+        snapshots,
+        data,
+        batch_size=options.batch_size,
+        precision=options.precision,
+        accelerator=options.accelerator,
+    )
+
+
 def _cross_validate(
     store: MlflowStore, snapshots: list[Snapshot], splits: DataSplits, options: TrainOptions
 ) -> tuple[list[Snapshot], LeftOutScores | None]:
@@ -196,13 +250,7 @@ def _cross_validate(
     assert splits.left_out is not None
     reference = splits.left_out.reference()
     store.log_dataset(reference, "left-out")
-    found = score_left_out(
-        snapshots,
-        splits.left_out,
-        batch_size=options.batch_size,
-        precision=options.precision,
-        accelerator=options.accelerator,
-    )
+    found = _score(snapshots, splits.left_out, options)
     if found is None:
         return snapshots, None
     scored = []
@@ -220,18 +268,9 @@ def fit_options(options: TrainOptions) -> FitOptions:
 
 def configuration(options: TrainOptions, method: Trainer, start: Start | None) -> dict[str, Any]:
     """All options as params, with the method's own, and with what trained weights say about themselves."""
-    left_out = {
-        "trainer_options",
-        "cycles",
-        "experiment",
-        "run_name",
-        "where",
-        "pick",
-        "register_as",
-        "alias",
-        "model",
-        "views",
-    }
+    own = {"trainer_options", "cycles"}  # the method says them
+    elsewhere = {"experiment", "run_name", "where", "pick", "register_as", "alias", "model", "views", "resume"}
+    left_out = own | elsewhere
     wanted = {known.name for known in fields(type(options))} - left_out
     found = {name: value for name, value in asdict(options).items() if name in wanted}
     return {**found, **(start.params if start is not None else {}), **describe(method)}
