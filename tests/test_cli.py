@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
 import sys
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import yaml
 
 from smp_ensemble import cli
-from smp_ensemble.exceptions import ConfigError, IntegrityError
+from smp_ensemble.exceptions import ConfigError, IntegrityError, Interrupted, TrainingError
 from smp_ensemble.tracking import runs
 from smp_ensemble.workflows.options import TrainOptions
 from smp_ensemble.workflows.results import Report
@@ -180,6 +181,23 @@ def test_an_option_cannot_be_shortened(work, capsys):
     ],
 )
 def test_an_error_of_a_workflow_is_one_line(work, capsys, error, code, line):
+    work(failing(error))
+    assert cli.main(["train"]) == code
+    assert error_of(capsys) == line
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (Interrupted("interrupted in epoch 2", signal.SIGINT), 130, "interrupted in epoch 2; to go on: x"),
+        (Interrupted("interrupted in epoch 2", signal.SIGTERM), 143, "interrupted in epoch 2; to go on: x"),
+        (KeyboardInterrupt(), 130, "interrupted; to go on: x"),
+        (TrainingError("no room is left"), 1, "no room is left; to go on: x"),
+        (RuntimeError("a defect"), 1, "RuntimeError: a defect (--debug shows where); to go on: x"),
+    ],
+)
+def test_what_a_workflow_notes_on_an_error_is_said_with_it(work, capsys, error, code, line):
+    error.add_note("to go on: x")
     work(failing(error))
     assert cli.main(["train"]) == code
     assert error_of(capsys) == line

@@ -7,7 +7,7 @@ import pytest
 
 from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.tracking import names
-from smp_ensemble.tracking.runs import experiment_id_of, fail_project_run, open_run, tracked_run
+from smp_ensemble.tracking.runs import ending, experiment_id_of, fail_project_run, open_run, reopen, tracked_run
 from smp_ensemble.typing import DatasetReference
 
 
@@ -98,3 +98,43 @@ def test_experiments_by_name_environment_and_default(tracking, monkeypatch):
     tracking.delete_experiment(made)
     with pytest.raises(ConfigError, match="experiment 'roofs' was deleted"):
         experiment_id_of(tracking, "roofs")
+
+
+def test_a_run_that_broke_off_is_opened_again(tracking, monkeypatch):
+    run = open_run(names.TRAINING, run_name="roofs", tags={names.STATE: "token"})
+    run.end("KeyboardInterrupt", "KILLED")
+    assert tracking.get_run(run.run_id).info.status == "KILLED"
+    project = tracking.create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", project)
+    again = reopen(run.run_id)
+    assert (again.run_id, again.name, again.owned) == (run.run_id, "roofs", True)
+    found = tracking.get_run(run.run_id)
+    assert found.info.status == "RUNNING"
+    assert names.ERROR not in found.data.tags
+    assert found.data.tags[names.STATE] == "token"
+    assert tracking.get_run(project).data.tags[names.CONTINUES] == run.run_id
+    again.end()
+    assert tracking.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_a_run_that_is_gone_cannot_be_opened_again(tracking):
+    run = open_run(names.TRAINING)
+    tracking.delete_run(run.run_id)
+    with pytest.raises(ConfigError, match=f"run {run.run_id} was deleted: restore it"):
+        reopen(run.run_id)
+    with pytest.raises(ConfigError, match=f"there is no run {'0' * 32} on this tracking server"):
+        reopen("0" * 32)
+
+
+def test_a_run_that_was_interrupted_is_killed(tracking):
+    run = open_run(names.PLAN)
+    with pytest.raises(KeyboardInterrupt), ending(run):
+        raise KeyboardInterrupt
+    assert tracking.get_run(run.run_id).info.status == "KILLED"
+
+
+def test_metrics_that_are_there_are_not_kept_again(tracking):
+    run = open_run(names.PLAN)
+    run.log_new_metrics({"a": 1.0})
+    run.log_new_metrics({"a": 1.0, "b": 2.0})
+    assert [len(tracking.get_metric_history(run.run_id, name)) for name in "ab"] == [1, 1]

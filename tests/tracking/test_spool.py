@@ -129,3 +129,56 @@ def test_a_defect_is_raised_at_once_and_loses_nothing(tmp_path):
         courier.drain(60)
     courier.close()
     assert not Spool(tmp_path).is_empty()
+
+
+def test_what_an_earlier_process_put_or_delivered_is_not_put_again(tmp_path):
+    spool = Spool(tmp_path)
+    assert spool.put("point", {"step": 1}, key="1")
+    assert spool.put("point", {"step": 2}, key="2")
+    assert spool.put("point", {"step": 2}, key="2")  # the same process means what it says
+    spool.remove(spool.first(), {"step": 1})
+    again = Spool(tmp_path)
+    assert [receipt.result for receipt in again.receipts] == [{"step": 1}]
+    assert not again.put("point", {"step": 1}, key="1")
+    assert not again.put("point", {"step": 2}, key="2")
+    assert again.put("point", {"step": 3}, key="3")
+    assert again.put("file", {})
+    assert [entry.content.get("step") for entry in again.waiting()] == [2, 2, 3, None]
+
+
+def test_a_process_that_dies_between_the_ledger_and_the_removal_delivers_once(tmp_path, monkeypatch):
+    spool = Spool(tmp_path)
+    spool.put("point", {}, key="1")
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "_delete", lambda self, entry: None)
+        spool.remove(spool.first())
+    assert not spool.is_empty()
+    again = Spool(tmp_path)
+    assert again.is_empty()
+    assert not again.put("point", {}, key="1")
+
+
+def test_entries_that_are_no_longer_true_are_dropped(tmp_path):
+    spool = Spool(tmp_path)
+    for kind in ("point", "end", "point"):
+        spool.put(kind, {})
+    spool.drop("end")
+    assert [entry.kind for entry in spool.waiting()] == ["point", "point"]
+
+
+def test_a_receipt_that_cannot_be_written_is_tried_again(tmp_path, quick, monkeypatch):
+    delivered, spool = [], Spool(tmp_path)
+    add, failures = spool._ledger.add, [OSError("no room"), OSError("no room")]
+
+    def full(receipt):
+        if failures:
+            raise failures.pop()
+        add(receipt)
+
+    monkeypatch.setattr(spool._ledger, "add", full)
+    courier = Courier(spool, lambda entry: delivered.append(entry.key))
+    courier.put("point", {}, key="1")
+    courier.drain(10)
+    courier.close()
+    assert delivered == ["1"] * 3
+    assert [receipt.key for receipt in Spool(tmp_path).receipts] == ["1"]

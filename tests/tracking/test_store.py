@@ -13,10 +13,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from smp_ensemble.data.normalization import imagenet
-from smp_ensemble.exceptions import NetworkError
+from smp_ensemble.exceptions import Interrupted, NetworkError
 from smp_ensemble.tracking import names
 from smp_ensemble.tracking.flavor import load_model, local_folder
-from smp_ensemble.tracking.store import MlflowStore, log_snapshot
+from smp_ensemble.tracking.store import MlflowStore, Resumable, log_snapshot
 
 
 def artifacts(client, run_id, folder=None):
@@ -247,3 +247,103 @@ def test_without_a_store_training_opens_mlflow_and_ends_its_run(tracking, make_t
         fit(make_tiny_network(), *data, trainer="single", epochs=1, options=FitOptions(optimizer="sdg", crop_size=32))
     (failed,) = [run for run in tracking.search_runs(["0"]) if run.info.status == "FAILED"]
     assert "unknown optimizer 'sdg'" in failed.data.tags[names.ERROR]
+
+
+def resumable(run_id=None):
+    return Resumable("token", "digest", run_id)
+
+
+def abandon(store):
+    """The process of the store dies: its thread does nothing more."""
+    store._courier.close()
+
+
+def test_another_process_goes_on_with_a_training(tracking, make_record, tmp_path, tiny_splits):
+    store = MlflowStore(spool=tmp_path, keep=1, resumable=resumable())
+    store.log_dataset(tiny_splits.val.reference(), "validation")
+    store.log_metrics({"val_iou": 0.4}, 10)
+    store.save_snapshot(make_record(1, iou=0.4))
+    (first,) = store.snapshots()
+    abandon(store)
+    store.log_metrics({"val_iou": 0.6}, 20)  # these wait in the spool
+    store.save_snapshot(make_record(2, iou=0.6))
+    store.log_metrics({"val_iou": 0.5}, 30)
+
+    with MlflowStore(spool=tmp_path, keep=1, resumable=resumable(store.run_id)) as again:
+        assert again.run_id == store.run_id
+        assert again.history == [(10, {"val_iou": 0.4}), (20, {"val_iou": 0.6}), (30, {"val_iou": 0.5})]
+        assert again.next_index() == 3
+        again.log_dataset(tiny_splits.val.reference(), "validation")
+        again.log_metrics({"val_iou": 0.5}, 30)  # the epoch is trained again
+        again.save_snapshot(make_record(2, iou=0.6))
+        again.log_metrics({"val_iou": 0.3}, 40)
+        again.save_snapshot(make_record(4, iou=0.3, step=40))
+        (kept,) = again.snapshots()
+    again.discard()
+    assert (kept.step, kept.metrics["val_iou"]) == (20, 0.6)
+    points = [(point.step, point.value) for point in tracking.get_metric_history(store.run_id, "val_iou")]
+    assert points == [(10, 0.4), (20, 0.6), (30, 0.5), (40, 0.3)]
+    run = tracking.get_run(store.run_id)
+    assert (run.info.status, run.data.tags[names.CONFIGURATION]) == ("FINISHED", "digest")
+    assert len(run.inputs.dataset_inputs) == 1
+    children = tracking.search_runs(["0"], f"tags.`{names.PARENT_RUN}` = '{store.run_id}'")
+    assert sorted(child.data.tags[names.STEP] for child in children) == ["10", "20", "40"]
+    assert {child.info.status for child in children} == {"FINISHED"}
+    assert first.model_id not in {one.model_id for one in mlflow.search_logged_models(["0"], output_format="list")}
+    assert not list(tmp_path.glob(f"{store.run_id}*"))
+
+
+@pytest.mark.parametrize("lost", ["create_run", "create_logged_model", "log_model_artifacts"])
+def test_a_delivery_finds_again_what_a_killed_process_had_begun(tracking, make_record, tmp_path, monkeypatch, lost):
+    """The server did it, and the process died before it heard so."""
+
+    class Killed(BaseException):
+        pass
+
+    original = getattr(mlflow.MlflowClient, lost)
+
+    def dies(*arguments, **more):
+        original(*arguments, **more)
+        raise Killed
+
+    store = MlflowStore(spool=tmp_path, resumable=resumable())
+    abandon(store)
+    store.save_snapshot(make_record())
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(mlflow.MlflowClient, lost, dies)
+        store._delivery(store._spool.first())
+    with MlflowStore(spool=tmp_path, resumable=resumable(store.run_id)) as again:
+        (snapshot,) = again.snapshots()
+    (child,) = tracking.search_runs(["0"], f"tags.`{names.KIND}` = 'snapshot'")
+    assert (child.info.run_id, child.info.status) == (snapshot.run_id, "FINISHED")
+    (model,) = mlflow.search_logged_models(["0"], output_format="list")
+    assert (model.model_id, model.status.name) == (snapshot.model_id, "READY")
+    assert load_model(snapshot.uri) is not None
+
+
+def test_an_interrupted_training_is_killed_and_keeps_what_it_knows(tracking, make_record, tmp_path):
+    with pytest.raises(Interrupted), MlflowStore(spool=tmp_path, resumable=resumable()) as store:
+        store.save_snapshot(make_record())
+        raise Interrupted("interrupted in epoch 2", 2)
+    run = tracking.get_run(store.run_id)
+    assert (run.info.status, run.data.tags[names.ERROR]) == ("KILLED", "Interrupted: interrupted in epoch 2")
+    assert names.CONFIGURATION not in run.data.tags
+    with MlflowStore(spool=tmp_path, resumable=resumable(store.run_id)) as again:
+        assert [snapshot.step for snapshot in again.snapshots()] == [10]
+        running = tracking.get_run(store.run_id)
+        assert running.info.status == "RUNNING"
+        assert names.ERROR not in running.data.tags
+    assert tracking.get_run(store.run_id).info.status == "FINISHED"
+
+
+def test_an_error_is_what_is_said_even_if_the_spool_takes_nothing_more(tracking, tmp_path, monkeypatch, caplog):
+    from smp_ensemble.tracking.spool import Spool
+
+    def full(*arguments, **more):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(RuntimeError, match="the reason"), MlflowStore(spool=tmp_path, resumable=resumable()) as store:
+        monkeypatch.setattr(Spool, "put", full)
+        raise RuntimeError("the reason")
+    assert "No space left" in caplog.text
+    assert tracking.get_run(store.run_id).data.tags[names.ERROR] == "RuntimeError: the reason"
