@@ -169,14 +169,24 @@ def difference(
         first = first[[a.seeds.index(one) for one in shared]]
         second = second[[b.seeds.index(one) for one in shared]]
     generator = np.random.default_rng(seed)
-    drawn = np.empty(resamples)
-    for index in range(resamples):
-        groups = generator.integers(len(a.groups), size=len(a.groups))
-        one = generator.integers(len(first), size=len(first))
-        other = one if shared else generator.integers(len(second), size=len(second))
-        drawn[index] = _pooled(first[one][:, groups], score) - _pooled(second[other][:, groups], score)
+    groups = _times(generator, len(a.groups), resamples)
+    one = _times(generator, len(first), resamples)
+    other = one if shared else _times(generator, len(second), resamples)
+    drawn = _resampled(first, groups, one, score) - _resampled(second, groups, other, score)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(_pooled(first, score) - _pooled(second, score), float(low), float(high))
+
+
+def _times(generator: np.random.Generator, units: int, resamples: int) -> Floats:
+    """How often each unit is drawn in each resample, `(resamples, units)`."""
+    return generator.multinomial(units, np.full(units, 1 / units), size=resamples).astype(np.float64)
+
+
+def _resampled(values: Floats, groups: Floats, seeds: Floats, score: Callable[[Floats], Floats]) -> Floats:
+    """Score of each resample, `(resamples,)`: of what is summed over the drawn groups, mean over the drawn seeds."""
+    sums = np.einsum("rg,sg...->rs...", groups, values)
+    found: Floats = (score(sums) * seeds).sum(axis=1) / seeds.sum(axis=1)
+    return found
 
 
 def pooled(table: Table, what: str = "iou") -> float:
