@@ -1,0 +1,296 @@
+"""The page of results: tables and figures from the rows alone, so that one command writes it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from study.figures import draw_curves, draw_differences, runs_of
+from study.plan import BASELINE, REFERENCE, RUN, SEEDS, Study, cells_of
+from study.statistics import Estimate, Table, choose, collect, difference, pooled, table_of
+from study.systems import REPORTED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from study.statistics import Key
+
+SINGLE: Key = (BASELINE, "last")
+SHOWN = ("last", "refreshed", "all", "greedy", "soup", "flips")
+CHOSEN, CHOSEN_SINGLE = ("chosen on val", ""), ("chosen on val, one network", "")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One system of the table.
+
+    Attributes:
+        key: Method and system.
+        table: Its sums.
+        iou: Difference to the baseline.
+        nll: The same in log-loss.
+    """
+
+    key: Key
+    table: Table
+    iou: Estimate
+    nll: Estimate
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        method, system = self.key
+        if not system:
+            return method
+        return method if (method, system) == SINGLE else f"{method}, {WORDS[system]}"
+
+
+WORDS = {
+    "last": "last snapshot",
+    "refreshed": "last snapshot, batch norm refreshed",
+    "all": "mean of all",
+    "greedy": "greedy",
+    "soup": "average of the weights",
+    "flips": "last snapshot, 4 flips",
+}
+
+
+def write_page(study: Study, rows: Mapping[str, dict[str, Any]], path: Path, figures: Path | None = None) -> None:
+    """Writes Markdown, and its figures beside it.
+
+    Args:
+        study: What was run.
+        rows: By cell.
+        path: Of the page.
+        figures: Folder of the figures; None: `images/results` beside the page.
+    """
+    folder = figures or path.parent / "images" / "results"
+    parts = [_head(study, rows)]
+    for epochs in study.epochs:
+        systems = collect(rows.values(), epochs)
+        lines = lines_of(study, systems)
+        if not lines:
+            parts.append(f"## {epochs} epochs\n\nNo seed of `{BASELINE}` has all folds yet.\n")
+            continue
+        name = f"{study.name}-{epochs}"
+        folder.mkdir(parents=True, exist_ok=True)
+        draw_differences(lines[1:], folder / f"{name}.png", f"{study.name}, {epochs} epochs: test IoU against `single`")
+        draw_curves(rows, study, epochs, folder / f"{name}-curves.png")
+        where = folder.relative_to(path.parent).as_posix() if folder.is_relative_to(path.parent) else folder.as_posix()
+        parts += [
+            f"## {epochs} epochs\n",
+            _table(lines),
+            _choices(study, systems),
+            f"![differences to single]({where}/{name}.png)\n",
+            _verdict(lines),
+            "### Corrupted test images\n",
+            _corrupted(study, systems, lines),
+            "### Why\n",
+            _why(study, rows, systems, epochs),
+            f"![validation IoU along training]({where}/{name}-curves.png)\n",
+        ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8", newline="\n")
+
+
+def lines_of(study: Study, systems: Mapping[Key, Mapping[tuple[int, int], dict[str, Any]]]) -> list[Line]:
+    """All systems that have at least one seed with all folds; the baseline first, then by what is said of them."""
+    base = table_of(systems.get(SINGLE, {}), study.folds)
+    if base is None:
+        return []
+    tables = {SINGLE: base}
+    for method in (*(one.name for one in study.methods), SEEDS):
+        for system in SHOWN:
+            found = table_of(systems.get((method, system), {}), study.folds)
+            if found is not None:
+                tables[method, system] = found
+    candidates = [key for key in tables if key[0] != SEEDS and key[1] != "flips"]
+    for name, keys in (
+        (CHOSEN, candidates),
+        (CHOSEN_SINGLE, [key for key in candidates if tables[key].mean("cost") == 1]),
+    ):
+        picked, _ = choose(systems, keys, study.folds)
+        found = table_of(picked, study.folds)
+        if found is not None:
+            tables[name] = found
+    return [
+        Line(key, table, difference(table, base, "iou"), difference(table, base, "nll"))
+        for key, table in tables.items()
+    ]
+
+
+def _head(study: Study, rows: Mapping[str, dict[str, Any]]) -> str:
+    cells = cells_of(study)
+    runs = [row for row in rows.values() if row["stage"] in {RUN, REFERENCE}]
+    trained = [row for row in rows.values() if "seconds" in row]
+    hours = sum(row["seconds"] for row in trained) / 3600
+    devices = sorted({row["device"] for row in rows.values()})
+    versions = sorted({f"torch {row['torch']}, smp {row['smp']}, {row['precision']}" for row in rows.values()})
+    turn0 = [method.name for method in study.methods if method.turn == 0]
+    return "\n".join(
+        [
+            f"# Results: {study.name}",
+            "",
+            f"Written by `python mlflow_projects/benchmark/accuracy.py --study {study.name} --page FILE` from the rows",
+            f"in `mlflow_projects/benchmark/results/{study.name}.jsonl`; cells that have no row yet are run, unless",
+            "`--stages none` is given.",
+            "",
+            f"- {len(rows)} of {len(cells)} cells are finished: {len(runs)} of those that are reported; the others",
+            f"  tried recipes. First come {', '.join(turn0)}, seed by seed, then the rest. Training took {hours:.1f}",
+            f"  hours so far, summed over processes side by side, on {', '.join(devices)}",
+            f"  ({'; '.join(versions)}).",
+            f"- {study.arch} with {study.encoder_name} from scratch, {_words(study.fixed)}.",
+            "  Every method trains equally many steps, with the recipe (optimizer and rate) that is best for it on",
+            "  validation data, out of the same",
+            f"  {len(study.grid)}: {'; '.join(_words(recipe) for recipe in study.grid)}.",
+            f"- {study.folds} folds by group: each group is test data once; the next fold is validation data, on which",
+            "  temperature, threshold, greedy selection and recipe are fitted, for every system alike.",
+            "- Differences are to `single` at the same budget, with 95 % intervals from a bootstrap over seeds and",
+            "  groups.",
+            "  Where one seed is there, they are over groups alone and say nothing of other seeds.",
+            "",
+        ]
+    )
+
+
+def _words(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _interval(estimate: Estimate, factor: float = 100.0, digits: int = 2) -> str:
+    value, low, high = (factor * one for one in (estimate.value, estimate.low, estimate.high))
+    text = f"{value:+.{digits}f} ({low:+.{digits}f} .. {high:+.{digits}f})"
+    return f"**{text}**" if estimate.certain else text
+
+
+def _table(lines: Sequence[Line]) -> str:
+    found = [
+        "IoU, Dice and boundary IoU in points; bold: the interval leaves 0 out; cost: networks that run for one image.",
+        "",
+        "| system | seeds | cost | val IoU | test IoU | difference in IoU | Dice | boundary IoU | ECE | NLL "
+        "| difference in NLL x 1000 | AURC | training s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        table = line.table
+        seconds = [system["seconds"] for system in table.systems.values() if system["seconds"] is not None]
+        own = line.key == SINGLE
+        cells = [
+            line.label,
+            str(len(table.seeds)),
+            f"{table.mean('cost'):.3g}",
+            f"{100 * table.mean('val_iou'):.2f}",
+            f"{100 * pooled(table):.2f}",
+            "" if own else _interval(line.iou),
+            f"{100 * pooled(table, 'dice'):.2f}",
+            f"{100 * table.mean('boundary_iou'):.2f}",
+            f"{table.mean('ece'):.4f}",
+            f"{pooled(table, 'nll'):.4f}",
+            "" if own else _interval(line.nll, 1000.0, 1),
+            f"{table.mean('aurc'):.4f}",
+            f"{np.mean(seconds):.0f}" if seconds else "several",
+        ]
+        found.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*found, ""])
+
+
+def _choices(study: Study, systems: Mapping[Key, Mapping[tuple[int, int], dict[str, Any]]]) -> str:
+    keys = [
+        key for key in systems
+        if key[0] != SEEDS and key[1] in SHOWN and key[1] != "flips" and table_of(systems[key], study.folds) is not None
+    ]  # fmt: skip
+    _, names = choose(systems, keys, study.folds)
+    listed = "; ".join(f"fold {fold}: {method}, {WORDS[system]}" for fold, (method, system) in sorted(names.items()))
+    return f"Chosen on validation data, for each fold: {listed}. Systems with flips take no part in the choice.\n"
+
+
+def _verdict(lines: Sequence[Line]) -> str:
+    """The target in the study's own numbers: kept or missed, and by how much."""
+    by_key = {line.key: line for line in lines}
+    chosen, one = by_key.get(CHOSEN), by_key.get(CHOSEN_SINGLE)
+    if chosen is None or one is None:
+        return ""
+    gain, low = 100 * chosen.iou.value, 100 * chosen.iou.low
+    first = "kept" if gain >= 1 and low > 0 else "missed"
+    loss = "lower" if chosen.nll.value < 0 else "not lower"
+    share = 100 * one.iou.value / chosen.iou.value if chosen.iou.value > 0 else float("nan")
+    third = "kept" if share >= 70 else "missed"
+    return "\n".join(
+        [
+            "Against the target:",
+            "",
+            f"- at least 1.0 point with an interval above 0: **{first}** ({gain:+.2f}, lower end {low:+.2f});",
+            f"- its calibrated log-loss lower than `single`: **{'kept' if chosen.nll.value < 0 else 'missed'}**",
+            f"  ({loss}: {1000 * chosen.nll.value:+.1f} thousandths, {1000 * chosen.nll.low:+.1f} ..",
+            f"  {1000 * chosen.nll.high:+.1f});",
+            f"- one network keeps at least 70 % of the gain: **{third}** ({share:.0f} %).",
+            "",
+        ]
+    )
+
+
+def _corrupted(
+    study: Study, systems: Mapping[Key, Mapping[tuple[int, int], dict[str, Any]]], lines: Sequence[Line]
+) -> str:
+    found = [
+        "Test IoU in points, and the difference to `single` on the same images.",
+        "",
+        f"| system | {' | '.join(study.corruptions)} |",
+        f"|---|{'---|' * len(study.corruptions)}",
+    ]
+    for line in lines:
+        cells = []
+        for kind in study.corruptions:
+            table = table_of(line.table.systems, study.folds, kind)
+            base = table_of(systems[SINGLE], study.folds, kind)
+            assert table is not None
+            assert base is not None
+            against = "" if line.key == SINGLE else f" ({100 * (pooled(table) - pooled(base)):+.2f})"
+            cells.append(f"{100 * pooled(table):.2f}{against}")
+        found.append(f"| {line.label} | {' | '.join(cells)} |")
+    return "\n".join([*found, ""])
+
+
+def _why(
+    study: Study,
+    rows: Mapping[str, dict[str, Any]],
+    systems: Mapping[Key, Mapping[tuple[int, int], dict[str, Any]]],
+    epochs: int,
+) -> str:
+    found = [
+        "Disagreement: share of validation pixels on which two members differ, mean over pairs. Members: test IoU of",
+        "each alone, mean and best (seen with hindsight). Gap: IoU of the last snapshot on training images (at 0.5)",
+        "minus that on validation images (at its tuned threshold).",
+        "",
+        "| method | recipes | members | disagreement | mean member | best member | mean of all | gap train - val |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for method in study.methods:
+        cells = runs_of(rows, method.name, epochs)
+        if not cells:
+            continue
+        recipes = sorted({_words(row["recipe"]) for row in cells})
+        members = [
+            pooled(table)
+            for name in sorted({name for row in cells for name in row["systems"]})
+            if (name.startswith("member") or (name == "last" and method.trainer not in REPORTED))
+            and (table := table_of(systems[method.name, name], study.folds)) is not None
+        ]
+        whole = table_of(systems.get((method.name, "all"), {}), study.folds)
+        differ = [row["disagreement"] for row in cells if "disagreement" in row]
+        gaps = [row["train_iou"] - row["systems"]["last"]["val_iou"] for row in cells]
+        values = [
+            method.name,
+            "; ".join(recipes),
+            f"{len(members) or 1}",
+            f"{np.mean(differ):.4f}" if differ else "",
+            f"{100 * np.mean(members):.2f}" if members else "",
+            f"{100 * max(members):.2f}" if members else "",
+            f"{100 * pooled(whole):.2f}" if whole is not None else "",
+            f"{100 * np.mean(gaps):+.1f}",
+        ]
+        found.append(f"| {' | '.join(values)} |")
+    return "\n".join([*found, ""])

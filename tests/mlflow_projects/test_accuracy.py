@@ -1,0 +1,237 @@
+"""The study of accuracy: cells and recipes are as declared, statistics are formulas, and a tiny study runs whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import accuracy
+import camvid
+import mlflow
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from study import plan, statistics
+from study.folds import fold_splits, load_whole
+from study.page import lines_of, write_page
+from study.systems import systems_of
+
+from smp_ensemble.data.forms import load_data
+
+FOLDER = Path(__file__).parents[2] / "mlflow_projects" / "benchmark"
+RESULTS = FOLDER / "results" / "aerial-binary.jsonl"
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return plan.read_study(FOLDER / "studies" / "tiny.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_study_has_each_cell_once_and_the_same_number_of_seeds_and_folds_for_each_method(path):
+    study = plan.read_study(path)
+    cells = plan.cells_of(study)
+    assert len({cell.id for cell in cells}) == len(cells)
+    for method in study.methods:
+        runs = [cell for cell in cells if (cell.method, cell.stage) == (method.name, plan.RUN)]
+        assert len(runs) == len(study.seeds) * study.folds * len(study.epochs)
+
+
+def test_a_tuning_fold_never_judges_the_recipe_of_the_fold_that_it_was_validated_on(tiny):
+    """Fold 0 is validated on fold 1, so cell 1 asks fold 2 alone; others ask both."""
+    scores = {(0, 0): 0.9, (0, 1): 0.1, (2, 0): 0.3, (2, 1): 0.4}
+    rows = {
+        plan.Cell("single", plan.TUNE, 4, fold, 100, recipe).id: {"reported_val_iou": value}
+        for (fold, recipe), value in scores.items()
+    }
+
+    def chosen(fold):
+        return plan.recipe_for(plan.Cell("single", plan.RUN, 4, fold, 0), tiny, rows)
+
+    assert chosen(0) == chosen(2) == tiny.grid[0]
+    assert chosen(1) == tiny.grid[1]
+    rows.popitem()
+    assert chosen(0) is None, "a recipe is not chosen before all are tried"
+
+
+def test_rows_are_found_again_and_half_a_line_is_none(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    cell = plan.Cell("single", plan.RUN, 4, 0, 0)
+    written = plan.append_row(path, cell, {"systems": {}})
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"id": "run-sin')
+    assert plan.read_rows(path) == {cell.id: written}
+
+
+def test_every_group_is_test_data_once_and_never_beside_itself(tmp_path):
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    lines = ["image,mask,group"]
+    for index in range(24):
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8)).save(tmp_path / "images" / f"{index}.png")
+        Image.fromarray(rng.integers(0, 2, (16, 16)).astype(np.uint8)).save(tmp_path / "masks" / f"{index}.png")
+        lines.append(f"images/{index}.png,masks/{index}.png,g{index % 8}")
+    (tmp_path / "splits.csv").write_text("\n".join(lines), encoding="utf-8")
+    whole = load_whole(str(tmp_path), "mask")
+    tested = []
+    for fold in range(4):
+        splits = fold_splits(whole, 4, fold)
+        parts = [set(part.groups) for part in (splits.train, splits.val, splits.test)]
+        assert not (parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2])
+        assert parts[1] == set(fold_splits(whole, 4, (fold + 1) % 4).test.groups)
+        tested += sorted(parts[2])
+    assert sorted(tested) == sorted(set(whole.groups))
+
+
+def system(counts, losses=((1.0, 10),), val=0.5, cost=1):
+    groups = {
+        f"g{index}": {"counts": one, "nll": list(losses[index % len(losses)])} for index, one in enumerate(counts)
+    }
+    clean = {"groups": groups, "ece": 0.1, "boundary_iou": 0.2, "aurc": 0.3}
+    return {"val_iou": val, "cost": cost, "seconds": 1.0, "test": {"clean": clean}}
+
+
+def test_scores_are_pooled_over_groups_and_averaged_over_seeds():
+    first = system([[[8, 1, 1]], [[2, 4, 4]]], [(1.0, 10), (5.0, 20)])
+    second = system([[[5, 0, 5]], [[10, 0, 0]]], [(3.0, 10), (3.0, 20)])
+    table = statistics.table_of({(0, 0): first, (1, 0): second}, folds=1)
+    assert statistics.pooled(table) == pytest.approx((10 / 20 + 15 / 20) / 2)
+    assert statistics.pooled(table, "dice") == pytest.approx((20 / 30 + 30 / 35) / 2)
+    assert statistics.pooled(table, "nll") == pytest.approx(6 / 30)
+    assert statistics.table_of({(0, 0): first}, folds=2) is None, "a seed with one of two folds says nothing yet"
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(1, 50)] * 3), min_size=3, max_size=8), st.integers(1, 9), st.integers(0, 2**32 - 1)
+)
+def test_a_difference_to_itself_is_nothing_and_a_better_copy_is_better_for_certain(counts, gain, seed):
+    base = system([[list(one)] for one in counts])
+    better = system([[[tp + gain, fp, fn]] for tp, fp, fn in counts])
+    a, b = (statistics.table_of({(0, 0): one, (1, 0): one}, folds=1) for one in (better, base))
+    same = statistics.difference(b, b, resamples=50, seed=seed)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    found = statistics.difference(a, b, resamples=50, seed=seed)
+    assert found.certain
+    assert 0 < found.low <= found.high
+
+
+def test_the_interval_is_that_of_a_bootstrap_written_down_plainly():
+    rng = np.random.default_rng(3)
+    a, b = (
+        {(seed, 0): system([[row.tolist()] for row in rng.integers(5, 60, (9, 3))]) for seed in range(4)}
+        for _ in range(2)
+    )
+    found = statistics.difference(*(statistics.table_of(one, folds=1) for one in (a, b)), resamples=3000, seed=1)
+    arrays = [
+        np.array([[g["counts"][0] for g in one[seed, 0]["test"]["clean"]["groups"].values()] for seed in range(4)])
+        for one in (a, b)
+    ]
+    draws = np.random.default_rng(1)
+    values = []
+    times = [draws.multinomial(n, np.full(n, 1 / n), size=3000) for n in (9, 4)]
+    for group_times, seed_times in zip(*times, strict=True):
+        groups, seeds = (np.repeat(np.arange(len(one)), one) for one in (group_times, seed_times))
+        sums = [one[seeds][:, groups].sum(axis=1) for one in arrays]
+        ious = [(one[:, 0] / one.sum(axis=1)).mean() for one in sums]
+        values.append(ious[0] - ious[1])
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])), abs=1e-12)
+
+
+def test_the_choice_goes_by_validation_data_alone():
+    good = {(0, fold): system([[[1, 9, 9]]], val=0.9 if fold else 0.1) for fold in range(2)}
+    other = {(0, fold): system([[[9, 1, 1]]], val=0.5) for fold in range(2)}
+    picked, names = statistics.choose({("a", "all"): good, ("b", "last"): other}, [("a", "all"), ("b", "last")], 2)
+    assert names == {0: ("b", "last"), 1: ("a", "all")}
+    assert picked == {(0, 0): other[0, 0], (0, 1): good[0, 1]}
+
+
+def test_the_price_is_the_number_of_networks_that_run():
+    found = {one.name: one.cost for one in systems_of(3, {"soup": 3, "refreshed": 4, "flips": 5})}
+    assert found == {"last": 1, "all": 3, "member 0": 1, "member 1": 1, "soup": 1, "refreshed": 1, "flips": 4}
+
+
+@pytest.mark.figures
+def test_the_page_follows_from_the_committed_rows(tmp_path):
+    study = plan.read_study(FOLDER / "studies" / "aerial-binary.yaml")
+    rows = plan.read_rows(RESULTS)
+    write_page(study, rows, tmp_path / "page.md", tmp_path / "figures")
+    text = (tmp_path / "page.md").read_text(encoding="utf-8")
+    lines = lines_of(study, statistics.collect(rows.values(), 60))
+    assert lines[0].key == ("single", "last")
+    assert f"| {100 * statistics.pooled(lines[0].table):.2f} |" in text
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        "aerial-binary-60.png", "aerial-binary-60-curves.png",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_tiny_study_runs_whole_is_tracked_and_is_not_run_twice(tracking, tmp_path, tiny, capsys):
+    declared = {
+        "data": tiny.data, "folds": 3, "epochs": [2], "seeds": [0, 1], "reference_seeds": 2,
+        "fixed": {"batch_size": 8, "crop_size": 32}, "grid": [{"lr": 0.05}], "corruptions": ["jpeg"],
+        "methods": {"single": {"trainer": "single"}, "snapshot2": {"trainer": "snapshot", "options": {"cycles": 2}}},
+    }  # fmt: skip
+    path = tmp_path / "small.yaml"
+    path.write_text(json.dumps(declared), encoding="utf-8")  # JSON is YAML
+    arguments = [
+        "--study", str(path), "--rows", str(tmp_path / "rows.jsonl"), "--page", str(tmp_path / "page.md"),
+        "--scratch", str(tmp_path / "weights"), "--accelerator", "cpu", "--precision", "32", "--jobs", "2",
+    ]  # fmt: skip
+    accuracy.main(arguments)
+    rows = plan.read_rows(tmp_path / "rows.jsonl")
+    assert len(rows) == 2 * 2 * 3 + 3
+    assert "15 of 15 cells" in capsys.readouterr().out
+    row = rows["run-snapshot2-e2-f1-s1"]
+    assert row["systems"]["all"]["cost"] == 2
+    assert set(row["systems"]["greedy"]["test"]) == {"clean", "jpeg"}
+    assert rows["reference-seeds-e2-f0-s-1"]["systems"]["all"]["cost"] == 2
+    runs = mlflow.search_runs(output_format="list", max_results=100)
+    assert {run.info.run_name for run in runs} >= set(rows)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    text = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "snapshot2, mean of all" in text
+    assert "seeds, mean of all" in text
+    before = (tmp_path / "rows.jsonl").read_bytes()
+    accuracy.main([*arguments, "--track", "false"])
+    assert (tmp_path / "rows.jsonl").read_bytes() == before
+
+
+def test_studies_that_make_no_sense_are_refused(tmp_path, tiny):
+    good = {"data": "synthetic", "epochs": [1], "seeds": [0], "grid": [{}], "reference_seeds": 1}
+    for change, message in (
+        ({"methods": {"swa": {"trainer": "swa"}}}, "expected a method 'single'"),
+        ({"tune_seed": 0}, "choose another"),
+        ({"reference_seeds": 2}, "more than 1 seeds"),
+        ({"sede": 1}, "sede"),
+    ):
+        path = tmp_path / "bad.yaml"
+        path.write_text(json.dumps({"methods": {"single": {"trainer": "single"}}, **good, **change}), encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            plan.read_study(path)
+    assert dataclasses.replace(tiny, name="other").name == "other"
+
+
+def test_camvid_becomes_a_folder_that_load_data_takes(tmp_path):
+    source = tmp_path / "CamVid"
+    rng = np.random.default_rng(0)
+    for split, names in {"train": ["0001TP_1", "Seq05VD_2"], "val": ["0016E5_3"], "test": ["0006R0_4"]}.items():
+        lines = []
+        for name in names:
+            for folder, shape, top in ((split, (8, 12, 3), 255), (f"{split}annot", (8, 12), 12)):
+                (source / folder).mkdir(parents=True, exist_ok=True)
+                pixels = rng.integers(0, top, shape, np.uint8)
+                Image.fromarray(pixels).save(source / folder / f"{name}.png")
+            lines.append(f"/SegNet/CamVid/{split}/{name}.png /SegNet/CamVid/{split}annot/{name}.png")
+        (source / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert camvid.convert(source, tmp_path / "out") == {"train": 2, "val": 1, "test": 1}
+    data = load_data(str(tmp_path / "out"))
+    assert data.task.mode == "multiclass"
+    assert data.task.class_names == camvid.CLASSES
+    truth = np.asarray(Image.open(source / "valannot" / "0016E5_3.png"))
+    assert np.array_equal(data.val.read(0)[1], np.where(truth == 11, 255, truth))
+    with pytest.raises(FileExistsError, match="not empty"):
+        camvid.convert(source, tmp_path / "out")
