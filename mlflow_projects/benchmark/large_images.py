@@ -80,7 +80,7 @@ def work(options: argparse.Namespace) -> None:
     members = []
     for seed in range(MEMBERS):
         torch.manual_seed(seed)
-        members.append(Member(create_network("unet", encoder_name="resnet18", num_outputs=1), imagenet()))
+        members.append(Member(create_network("unet", encoder_name="resnet18", num_outputs=1), imagenet()).eval())
     tile = torch.zeros(1, 3, options.tile, options.tile)
     if who == "ours":
         engine = Engine(Ensemble(members, mode="binary"), "cpu", precision)
@@ -89,14 +89,26 @@ def work(options: argparse.Namespace) -> None:
         def predict() -> None:
             predict_raster(engine, source, output, tile=options.tile, overlap=options.overlap, resume=False)
 
-    else:
+    elif who == "toolbelt":
+        from pytorch_toolbelt.inference.tiles import ImageSlicer, TileMerger
+
+        def predict() -> None:
+            image = np.asarray(Image.open(source))
+            slicer = ImageSlicer(image.shape, options.tile, int(options.tile * (1 - options.overlap)), weight="pyramid")
+            merger = TileMerger(slicer.target_shape, 1, slicer.weight, device="cpu")
+            with torch.inference_mode():
+                for piece, where in zip(slicer.split(image), slicer.crops, strict=True):
+                    raw = torch.from_numpy(piece.transpose(2, 0, 1).copy())[None].float()
+                    merger.integrate_batch(sum(member(raw).sigmoid() for member in members) / MEMBERS, [where])
+                merged = slicer.crop_to_orignal_size(merger.merge().numpy().transpose(1, 2, 0))
+            Image.fromarray((merged[..., 0] >= 0.5).astype(np.uint8)).save(output)
+
+    elif who == "monai":
         from monai.inferers import SlidingWindowInferer
 
         inferer = SlidingWindowInferer(
             (options.tile, options.tile), sw_batch_size=4, overlap=options.overlap, mode="gaussian"
         )
-        for member in members:
-            member.eval()
 
         def predict() -> None:
             with torch.inference_mode():
@@ -104,6 +116,9 @@ def work(options: argparse.Namespace) -> None:
                 mean = torch.stack([inferer(image, lambda x, m=member: m(x).sigmoid()) for member in members]).mean(0)
                 Image.fromarray((mean[0, 0] >= 0.5).to(torch.uint8).numpy()).save(output)
 
+    else:
+        raise SystemExit(f"unknown case '{options.worker}': expected ours, monai or toolbelt, as WHO:PRECISION:SIDE")
+    if who != "ours":
         with torch.inference_mode():
             members[0](tile)
     before = peak_bytes()
@@ -161,8 +176,10 @@ def table(results: dict[str, list[dict[str, Any]]]) -> list[str]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options of the entry point `large_images`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cases = [f"{who}:{size}" for size in (2048, 4096) for who in ("ours:auto", "monai:32", "ours:32")]
-    parser.add_argument("--cases", default=",".join(cases), help="ours or monai, number format and side, as WHO:P:SIZE")
+    cases = [f"{who}:{size}" for size in (2048, 4096) for who in ("ours:auto", "monai:32", "ours:32", "toolbelt:32")]
+    parser.add_argument(
+        "--cases", default=",".join(cases), help="ours, monai or toolbelt, number format and side, as WHO:P:SIZE"
+    )
     parser.add_argument("--tile", type=int, default=512)
     parser.add_argument("--overlap", type=float, default=0.25)
     parser.add_argument("--threads", type=int, default=2)

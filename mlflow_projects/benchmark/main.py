@@ -6,7 +6,7 @@ import argparse
 import importlib
 import shlex
 
-SUITES = {"speed": "speed"}
+SUITES = {"accuracy": "accuracy", "large": "large_images", "speed": "speed"}
 """Names to the scripts beside this one; each has `main(arguments)`."""
 
 

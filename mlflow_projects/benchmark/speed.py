@@ -17,7 +17,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import large_image_peers
 import mlflow  # noqa: TID251 (a project of its own: it opens its run as any user does)
 import numpy as np
 import peers
@@ -55,10 +54,6 @@ def main(arguments: list[str] | None = None) -> None:
         results["table"] = speed(ensemble, images, device, options)
         results["exactness"] = exactness(ensemble, images, device)
         results["pyfunc"] = serving(ensemble, images, Path(name), options)
-        if options.large:
-            folder = Path(name) / "large"
-            smp_ensemble.save_model(ensemble, folder)
-            results["large"] = large_image_peers.run(folder, options.large, str(device))
     report = markdown(results)
     print(report)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -259,9 +254,6 @@ def markdown(results: dict[str, Any]) -> str:
     ]
     served = results["pyfunc"]
     lines += ["", f"pyfunc against the bare engine, {served['images']} images: {_ratio(served['ratio'])}"]
-    if results.get("large"):
-        lines += ["", "| large image | seconds | peak RSS, MB |", "|---|---|---|"]
-        lines += [f"| {row['what']}, {row['side']} px | {row['shown']} |" for row in results["large"]]
     return "\n".join(lines) + "\n"
 
 
@@ -304,7 +296,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--served", type=int, default=2, help="members of the served model")
     parser.add_argument("--repeats", type=int, default=None)
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
-    parser.add_argument("--large", type=int, default=0, help="side of a large image; 0: none")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
     parser.add_argument("--accelerator", default="auto")
     parser.add_argument("--output", default="speed.json")
