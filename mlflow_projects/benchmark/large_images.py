@@ -90,18 +90,9 @@ def work(options: argparse.Namespace) -> None:
             predict_raster(engine, source, output, tile=options.tile, overlap=options.overlap, resume=False)
 
     elif who == "toolbelt":
-        from pytorch_toolbelt.inference.tiles import ImageSlicer, TileMerger
 
         def predict() -> None:
-            image = np.asarray(Image.open(source))
-            slicer = ImageSlicer(image.shape, options.tile, int(options.tile * (1 - options.overlap)), weight="pyramid")
-            merger = TileMerger(slicer.target_shape, 1, slicer.weight, device="cpu")
-            with torch.inference_mode():
-                for piece, where in zip(slicer.split(image), slicer.crops, strict=True):
-                    raw = torch.from_numpy(piece.transpose(2, 0, 1).copy())[None].float()
-                    merger.integrate_batch(sum(member(raw).sigmoid() for member in members) / MEMBERS, [where])
-                merged = slicer.crop_to_orignal_size(merger.merge().numpy().transpose(1, 2, 0))
-            Image.fromarray((merged[..., 0] >= 0.5).astype(np.uint8)).save(output)
+            Image.fromarray(toolbelt(np.asarray(Image.open(source)), members, options)).save(output)
 
     elif who == "monai":
         from monai.inferers import SlidingWindowInferer
@@ -126,6 +117,22 @@ def work(options: argparse.Namespace) -> None:
     predict()
     seconds = time.perf_counter() - started
     print(json.dumps({"seconds": seconds, "peak": peak_bytes(), "before": before}))
+
+
+def toolbelt(image: Any, members: list[Any], options: argparse.Namespace) -> Any:
+    """The mask of an image `(H, W, 3)` by pytorch-toolbelt's tiles with pyramid weights, one tile at a time."""
+    import numpy as np
+    import torch
+    from pytorch_toolbelt.inference.tiles import ImageSlicer, TileMerger
+
+    slicer = ImageSlicer(image.shape, options.tile, int(options.tile * (1 - options.overlap)), weight="pyramid")
+    merger = TileMerger(slicer.target_shape, 1, slicer.weight, device="cpu")
+    with torch.inference_mode():
+        for piece, where in zip(slicer.split(image), slicer.crops, strict=True):
+            raw = torch.from_numpy(piece.transpose(2, 0, 1).copy())[None].float()
+            merger.integrate_batch(sum(member(raw).sigmoid() for member in members) / MEMBERS, [where])
+        merged = slicer.crop_to_orignal_size(merger.merge().numpy().transpose(1, 2, 0))
+    return (merged[..., 0] >= 0.5).astype(np.uint8)
 
 
 def make_picture(path: Path, size: int) -> None:
