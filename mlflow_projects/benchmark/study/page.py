@@ -13,7 +13,7 @@ from study.statistics import Estimate, Table, choose, collect, difference, poole
 from study.systems import REPORTED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from study.statistics import Key
@@ -29,23 +29,17 @@ class Line:
 
     Attributes:
         key: Method and system.
+        label: For people.
         table: Its sums.
         iou: Difference to the baseline.
         nll: The same in log-loss.
     """
 
     key: Key
+    label: str
     table: Table
     iou: Estimate
     nll: Estimate
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        method, system = self.key
-        if not system:
-            return method
-        return method if (method, system) == SINGLE else f"{method}, {WORDS[system]}"
 
 
 WORDS = {
@@ -117,9 +111,19 @@ def lines_of(study: Study, systems: Mapping[Key, Mapping[tuple[int, int], dict[s
         if found is not None:
             tables[name] = found
     return [
-        Line(key, table, difference(table, base, "iou"), difference(table, base, "nll"))
+        Line(key, _label(key, tables), table, difference(table, base, "iou"), difference(table, base, "nll"))
         for key, table in tables.items()
     ]
+
+
+def _label(key: Key, known: Collection[Key]) -> str:
+    """Of a method that leaves one snapshot, that snapshot is the method."""
+    method, system = key
+    alone = (method, "all") not in known
+    if not system or (alone and system == "last"):
+        return method
+    word = WORDS[system]
+    return f"{method}, {word.removeprefix('last snapshot, ') if alone else word}"
 
 
 def _head(study: Study, rows: Mapping[str, dict[str, Any]]) -> str:
@@ -144,13 +148,11 @@ def _head(study: Study, rows: Mapping[str, dict[str, Any]]) -> str:
             f"  ({'; '.join(versions)}).",
             f"- {study.arch} with {study.encoder_name} from scratch, {_words(study.fixed)}.",
             "  Every method trains equally many steps, with the recipe (optimizer and rate) that is best for it on",
-            "  validation data, out of the same",
-            f"  {len(study.grid)}: {'; '.join(_words(recipe) for recipe in study.grid)}.",
+            f"  validation data, of {len(study.grid)}: {'; '.join(_words(recipe) for recipe in study.grid)}.",
             f"- {study.folds} folds by group: each group is test data once; the next fold is validation data, on which",
             "  temperature, threshold, greedy selection and recipe are fitted, for every system alike.",
             "- Differences are to `single` at the same budget, with 95 % intervals from a bootstrap over seeds and",
-            "  groups.",
-            "  Where one seed is there, they are over groups alone and say nothing of other seeds.",
+            "  groups. Where one seed is there, they are over groups alone and say nothing of other seeds.",
             "",
         ]
     )
