@@ -13,7 +13,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from smp_ensemble import registry
-from smp_ensemble.exceptions import ConfigError, InputError, Interrupted, SmpEnsembleError
+from smp_ensemble.exceptions import ConfigError, InputError, Interrupted, SmpEnsembleError, UndeliveredError
 from smp_ensemble.workflows import options as workflow_options
 from smp_ensemble.workflows.results import Report
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+UNDELIVERED = 3  # all is done, and waits on local disk for `smp-ensemble sync`
 SIGNALLED = 128  # and the signal's number: 130 after Ctrl-C, 143 after SIGTERM
 
 
@@ -86,6 +87,11 @@ COMMANDS = {
         "snapshots:snapshots", workflow_options.SnapshotsOptions,
         "a table of tracked snapshots, best first, and the link to the tracking UI",
         "smp-ensemble snapshots --where \"params.arch = 'unet'\" --limit 10",
+    ),
+    "sync": Command(
+        "sync:sync", workflow_options.SyncOptions,
+        "what waits on local disk for a tracking server that was away -> MLflow",
+        "smp-ensemble sync",
     ),
     "import": Command(
         "import_checkpoints:import_checkpoints", workflow_options.ImportOptions,
@@ -207,8 +213,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _fail(str(error), arguments)
         return BAD_INPUT
     except SmpEnsembleError as error:
-        _fail(_with_notes(error), arguments)
-        return FAILED
+        only_waits = isinstance(error, UndeliveredError)
+        _fail(_with_notes(error), arguments, end_run=not only_waits)
+        return UNDELIVERED if only_waits else FAILED
     except Exception as error:  # noqa: BLE001 (the last line of defence: one line for people, --debug for the rest)
         _fail(_with_notes(error, f"{type(error).__name__}: {error} (--debug shows where)"), arguments)
         return FAILED
@@ -221,13 +228,13 @@ def _with_notes(error: BaseException, message: str | None = None) -> str:
     return "; ".join([str(error) if message is None else message, *getattr(error, "__notes__", ())])
 
 
-def _fail(message: str, arguments: Sequence[str]) -> None:
+def _fail(message: str, arguments: Sequence[str], *, end_run: bool = True) -> None:
     """Says what is wrong in one line, and ends the run of `mlflow run` with that reason."""
     if "--debug" in arguments:
         traceback.print_exc()
     line = " ".join(message.split())
     print(f"error: {line}", file=sys.stderr)
-    if os.environ.get("MLFLOW_RUN_ID"):  # importing MLflow takes seconds: a typing error should not
+    if end_run and os.environ.get("MLFLOW_RUN_ID"):  # importing MLflow takes seconds: a typing error should not
         from smp_ensemble.tracking.runs import fail_project_run
 
         fail_project_run(line)

@@ -48,6 +48,14 @@ class DeliveryError(SmpEnsembleError):
     """The tracking server did not take what was handed to it; the spool still holds it."""
 
 
+class UndeliveredError(DeliveryError):
+    """A tracking server that is away: all is done that can be, and waits on local disk for `smp-ensemble sync`."""
+
+
+class TrackingError(SmpEnsembleError):
+    """The tracking server does not answer, and nothing can begin without it."""
+
+
 class TrainingError(SmpEnsembleError):
     """A training that cannot go on: no room on the disk, no memory, a loss that is no number; what was done is kept."""
 

@@ -15,7 +15,7 @@ from smp_ensemble.tracking import names
 from smp_ensemble.tracking.flavor import log_folder
 from smp_ensemble.tracking.report import draw_overlay_sheet
 from smp_ensemble.tracking.runs import TrackedRun, attach, open_run
-from smp_ensemble.tracking.settling import find_snapshot_run, models_in, settle
+from smp_ensemble.tracking.settling import drop_doubles, find_snapshot_run, models_in, settle
 from smp_ensemble.typing import DatasetReference, Snapshot, Task
 
 if TYPE_CHECKING:
@@ -57,8 +57,10 @@ class Delivery:
         self._previews = previews
         self._delivered: list[Snapshot] = []
         self._pruned: set[str] = set()
+        self._may_have_doubles = False
         for receipt in earlier:
             if receipt.kind == "snapshot":
+                self._may_have_doubles = True  # an earlier process may have been cut off
                 self._delivered.append(Snapshot(**receipt.result))
                 self._pruned |= {snapshot.model_id for snapshot in self._surplus()}
 
@@ -94,6 +96,8 @@ class Delivery:
             case "snapshot":
                 return asdict(self._snapshot(entry))
             case "end":
+                if self._may_have_doubles:
+                    drop_doubles(self.run, self._delivered)
                 if content.get("settle"):
                     settle(self.run)
                 if content.get("tags"):
@@ -140,6 +144,7 @@ class Delivery:
         run_id = entry.progress.get("run_id")
         step = entry.content["step"]
         if run_id is None and entry.progress.get("opens_run"):
+            self._may_have_doubles = True
             run_id = find_snapshot_run(self.run, step)
         if run_id is None:
             entry.remember(opens_run=True)
@@ -157,6 +162,7 @@ class Delivery:
         client = self.run.client
         model_id: str | None = entry.progress.get("model_id")
         if model_id is None and entry.progress.get("creates_model"):
+            self._may_have_doubles = True
             model_id = next((one.model_id for one in models_in(client, child.experiment_id, child.run_id)), None)
         if model_id is None:
             entry.remember(creates_model=True)

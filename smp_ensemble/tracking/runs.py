@@ -12,8 +12,9 @@ import mlflow
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from smp_ensemble.exceptions import ConfigError
+from smp_ensemble.exceptions import ConfigError, UndeliveredError
 from smp_ensemble.tracking import names
+from smp_ensemble.tracking.outages import brief_calls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -223,10 +224,18 @@ def ending(run: TrackedRun) -> Iterator[TrackedRun]:
     """Ends a run with the block: if it raises, FAILED with the reason, or KILLED where somebody interrupted it."""
     try:
         yield run
+    except UndeliveredError:
+        raise  # the server is away: asking it would only take time
     except BaseException as error:
         run.end(reason_of(error), status_of(error))
         raise
     run.end()
+
+
+def end_if_answered(run: TrackedRun, reason: str, status: str = "FAILED") -> None:
+    """Ends a run with a reason, if the server answers soon: if it does not, there is something else to be said."""
+    with contextlib.suppress(MlflowException, OSError), brief_calls():
+        run.end(reason, status)
 
 
 def reason_of(error: BaseException) -> str:

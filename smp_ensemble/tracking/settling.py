@@ -11,10 +11,13 @@ from smp_ensemble.tracking import names
 from smp_ensemble.tracking.queries import PAGE, SNAPSHOTS, find_runs, quoted
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import mlflow
     from mlflow.entities import LoggedModel
 
     from smp_ensemble.tracking.runs import TrackedRun
+    from smp_ensemble.typing import Snapshot
 
 REASON = "its process was killed"
 
@@ -55,3 +58,36 @@ def settle(run: TrackedRun) -> int:
         run.client.set_terminated(run_id, "KILLED")
         logger.info("run %s (%s) was left open by a process that was killed: closed", run_id, child.info.run_name)
     return len(stale)
+
+
+def drop_doubles(run: TrackedRun, kept: Sequence[Snapshot]) -> int:
+    """Deletes what a server created twice: it heard a call whose sender had given up, and the one made in its place.
+
+    Args:
+        run: The training's.
+        kept: All its snapshots that were delivered.
+
+    Returns:
+        How many runs and models were deleted.
+    """
+    models = {snapshot.run_id: snapshot.model_id for snapshot in kept}
+    steps = {str(snapshot.step) for snapshot in kept}
+    dropped = 0
+    for child in find_runs(
+        run.client, [run.experiment_id], f"{SNAPSHOTS} and tags.`{names.PARENT_RUN}` = '{run.run_id}'"
+    ):
+        run_id, tags = child.info.run_id, child.data.tags
+        double = run_id not in models and names.MODEL_ID not in tags and tags.get(names.STEP) in steps
+        if not double and run_id not in models:
+            continue
+        for model in models_in(run.client, run.experiment_id, run_id):
+            if model.model_id != models.get(run_id) and model.tags.get(names.KIND) == names.SNAPSHOT:
+                run.client.delete_logged_model(model.model_id)
+                dropped += 1
+        if double:
+            run.client.set_terminated(run_id, "KILLED")
+            run.client.delete_run(run_id)
+            dropped += 1
+    if dropped:
+        logger.info("run %s: %d runs and models that the server had created twice are deleted", run.run_id, dropped)
+    return dropped

@@ -1,4 +1,4 @@
-"""What is to be delivered, on local disk first: whole entries in order, and the thread that sends them.
+"""What is to be delivered, on local disk first: whole entries in order.
 
 Exactly once, whatever dies when: an entry is there as a whole or not at all; its delivery remembers what it has done;
 and what was delivered stands in the ledger before the entry goes, so that no later process puts it again.
@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import shutil
 import threading
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlflow.exceptions import MlflowException
-
 from smp_ensemble.durable import sync_folder, sync_tree, write_json
-from smp_ensemble.exceptions import DeliveryError
 from smp_ensemble.tracking.ledger import Ledger, Receipt
 
 if TYPE_CHECKING:
@@ -28,11 +23,8 @@ if TYPE_CHECKING:
 ENTRY_FILE = "entry.json"
 PROGRESS_FILE = "progress.json"
 LEDGER_FILE = "delivered.jsonl"
-
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-"""Seconds to wait after a failed delivery; doubled each time up to the longest."""
-
-logger = logging.getLogger(__name__)
+LOCK_FILE = "lock"
+"""Is held by the process that delivers: the training's, or one that does it later."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +152,16 @@ class Spool:
         """Whether everything was delivered."""
         return not self._paths()
 
+    def size(self) -> tuple[int, int]:
+        """How much waits: entries, and bytes."""
+        paths = self._paths()
+        files = [file for path in paths for file in path.rglob("*")]
+        total = 0
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):  # delivered in this very moment
+                total += file.stat().st_size
+        return len(paths), total
+
     def discard(self) -> None:
         """Deletes the folder, if nothing waits in it, and the folders around it that are empty now."""
         if self.is_empty():
@@ -170,108 +172,6 @@ class Spool:
 
     def _paths(self) -> list[Path]:
         return [path for path in self.folder.glob("*-*") if path.name[:1].isdigit()]
-
-
-class Courier:
-    """A background thread that delivers a spool's entries in order, trying again for as long as it takes.
-
-    A server that is away is waited for. An error that would come again stops the thread and is raised by `drain`.
-
-    Args:
-        spool: What to deliver.
-        deliver: Sends one entry, and gives what is to be known of it later; raises if it could not.
-    """
-
-    def __init__(self, spool: Spool, deliver: Callable[[Entry], Mapping[str, Any] | None]) -> None:
-        self._spool = spool
-        self._deliver = deliver
-        self._wake = threading.Event()
-        self._closing = False
-        self._waits_for: Exception | None = None
-        self._broken_by: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="smp-ensemble-courier", daemon=True)
-        self._thread.start()
-
-    def put(
-        self,
-        kind: str,
-        content: Mapping[str, Any],
-        write: Callable[[Path], None] | None = None,
-        *,
-        key: str | None = None,
-    ) -> bool:
-        """`Spool.put`, and wakes the thread."""
-        added = self._spool.put(kind, content, write, key=key)
-        self._wake.set()
-        return added
-
-    def drain(self, timeout_seconds: float) -> None:
-        """Waits until everything is delivered.
-
-        Raises:
-            DeliveryError: Something is left after `timeout_seconds`, or cannot be delivered at all.
-        """
-        deadline = time.monotonic() + timeout_seconds
-        while not self._spool.is_empty():
-            if self._broken_by is not None or time.monotonic() > deadline:
-                error = self._broken_by or self._waits_for
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}" if error else "delivery is slow"
-                raise DeliveryError(
-                    f"not everything could be delivered: {reason}. "
-                    f"Nothing is lost: the rest waits in {self._spool.folder}"
-                ) from error
-            time.sleep(0.02)
-
-    def close(self, *, wait: bool = True) -> None:
-        """Stops the thread after the entry in hand.
-
-        Args:
-            wait: For that entry; otherwise it goes on as long as the process lives.
-        """
-        self._closing = True
-        self._wake.set()
-        if wait:
-            self._thread.join()
-
-    def _run(self) -> None:
-        pause = FIRST_PAUSE
-        while not self._closing:
-            entry = self._spool.first()
-            if entry is None:
-                self._wake.wait()
-                self._wake.clear()
-                continue
-            try:
-                self._spool.remove(entry, self._deliver(entry))
-            except Exception as error:
-                if not is_passing(error):
-                    logger.exception("delivery to the tracking server stopped; the spool keeps everything")
-                    self._broken_by = error  # raised by drain: a thread has no caller to raise to
-                    return
-                if self._waits_for is None:
-                    reason = (str(error).splitlines() or [type(error).__name__])[0]
-                    logger.warning("delivery to the tracking server waits, training goes on: %s", reason)
-                self._waits_for = error
-                self._pause(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
-            else:
-                if self._waits_for is not None:
-                    logger.warning("delivery to the tracking server goes on")
-                self._waits_for = None
-                pause = FIRST_PAUSE
-
-    def _pause(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not self._closing:
-            time.sleep(0.05)
-
-
-def is_passing(error: Exception) -> bool:
-    """Whether the same call may succeed later: the network, a busy or broken server; not a refusal or a defect."""
-    if isinstance(error, MlflowException):
-        status: int = error.get_http_status_code()
-        return status >= 500 or status in {408, 429}
-    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
 
 
 def _number(path: Path) -> int:

@@ -5,21 +5,36 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import mlflow
 import numpy as np
-from mlflow.exceptions import MlflowException
 
 from smp_ensemble.architectures import check_network
 from smp_ensemble.ensembling import artifact
 from smp_ensemble.ensembling.member import Member
-from smp_ensemble.exceptions import DeliveryError, Interrupted
+from smp_ensemble.exceptions import ConfigError, DeliveryError, Interrupted, UndeliveredError
+from smp_ensemble.locks import Lock
 from smp_ensemble.tracking import names
+from smp_ensemble.tracking.addresses import Address, without_secrets
+from smp_ensemble.tracking.courier import Courier
 from smp_ensemble.tracking.delivery import MODEL_FOLDER, PREVIEWS_FILE, Delivery
-from smp_ensemble.tracking.runs import as_param, now, open_run, reason_of, reopen, status_of
-from smp_ensemble.tracking.spool import Courier, Spool
+from smp_ensemble.tracking.finished import find_by_token
+from smp_ensemble.tracking.outages import insist
+from smp_ensemble.tracking.runs import (
+    TrackedRun,
+    as_param,
+    end_if_answered,
+    now,
+    open_run,
+    reason_of,
+    reopen,
+    status_of,
+)
+from smp_ensemble.tracking.spool import LOCK_FILE, Spool
 from smp_ensemble.typing import DatasetReference, Snapshot, SnapshotRecord, Task
 
 if TYPE_CHECKING:
@@ -74,6 +89,10 @@ class MlflowStore:
     Attributes:
         run: The training's run.
         history: Completed steps, and the metrics that were logged after them.
+
+    Raises:
+        TrackingError: The server does not answer: the run is opened here, and all else waits for as long as it takes.
+        ConfigError: Another process delivers the same spool.
     """
 
     def __init__(
@@ -89,20 +108,32 @@ class MlflowStore:
     ) -> None:
         self._resumable = resumable
         continued = resumable.run_id if resumable else None
-        self.run = (
-            reopen(continued)
-            if continued
-            else open_run(
-                names.TRAINING,
-                experiment=experiment,
-                run_name=run_name,
-                parent_run_id=parent_run_id,
-                tags={names.STATE: resumable.token} if resumable else None,
+        token = resumable.token if resumable else uuid.uuid4().hex
+
+        def opened(failures: int) -> TrackedRun:
+            if continued:
+                return reopen(continued)
+            lost = find_by_token(token, experiment=experiment, parent_run_id=parent_run_id) if failures else None
+            if lost:  # the server opened it, and its answer did not arrive
+                return reopen(lost)
+            tags = {names.STATE: token}
+            return open_run(
+                names.TRAINING, experiment=experiment, run_name=run_name, parent_run_id=parent_run_id, tags=tags
             )
-        )
+
+        self.run = insist(opened)
         folder = (spool or Path(".smp_ensemble") / "spool") / self.run.run_id
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock(folder / LOCK_FILE)
+        if not self._lock.take():
+            raise ConfigError(
+                f"process {self._lock.holder()} is delivering what waits in {folder}: wait for it, or end it first"
+            )
         self._spool = Spool(folder)
         self._spool.drop("end")  # it did not end: it goes on
+        address = Address(self.run_id, without_secrets(mlflow.get_tracking_uri()), keep, resumable is not None)
+        address.write(folder, previews)
+        self._has_ended = self._was_waited_for = False
         self.history, self._saved = _earlier(self._spool)
         self._delivery = Delivery(self.run, keep=keep, previews=previews, earlier=self._spool.receipts)
         self._courier = Courier(self._spool, self._delivery)
@@ -192,16 +223,22 @@ class MlflowStore:
         """References to all snapshots whose weights are kept, in the order of their steps, after delivery.
 
         Raises:
-            DeliveryError: The tracking server did not take everything.
+            UndeliveredError: The tracking server is away.
+            DeliveryError: The tracking server refused something.
         """
-        self._courier.drain(DELIVERY_SECONDS)
+        self._drain(DELIVERY_SECONDS)
         return self._delivery.kept()
+
+    def finish_later(self) -> None:
+        """The training is done but for its delivery: whoever does that, soon or with `smp-ensemble sync`, ends it."""
+        self._put_end(None, "FINISHED")
 
     def close(self, error: str | None = None, status: str = "FAILED") -> None:
         """Delivers what is left and ends the run: FAILED (or `status`) with the reason if there is one.
 
         Raises:
-            DeliveryError: The tracking server did not take everything.
+            UndeliveredError: The tracking server is away: what is left waits for `smp-ensemble sync`.
+            DeliveryError: The tracking server refused something.
         """
         self._end(error, status, DELIVERY_SECONDS if error is None or self._resumable is None else STOP_SECONDS)
         if self._resumable is None:
@@ -212,23 +249,37 @@ class MlflowStore:
         self._spool.discard()
 
     def _end(self, error: str | None, status: str, seconds: float) -> None:
-        tags, settle, wait = {}, False, seconds > AT_ONCE_SECONDS
-        if self._resumable is not None:
-            settle = error is None and self._resumable.run_id is not None
-            tags = {names.CONFIGURATION: self._resumable.configuration} if error is None else {}
+        wait = seconds > AT_ONCE_SECONDS
         try:
-            self._courier.put("end", {"error": error, "status": status, "settle": settle, "tags": tags})
-            self._courier.drain(seconds)
-        except (DeliveryError, OSError) as undelivered:
-            # The spool keeps its entries; the run, if the server answers at all, says what happened.
-            with contextlib.suppress(MlflowException, OSError):
-                self.run.end(error or str(undelivered), status)
+            self._put_end(error, status)
+            self._drain(seconds)
+        except UndeliveredError:
+            wait = False  # the spool keeps everything, the end too
             raise
-        except KeyboardInterrupt:
-            wait = False
+        except (DeliveryError, OSError) as undelivered:
+            end_if_answered(self.run, error or str(undelivered), status)
             raise
         finally:
             self._courier.close(wait=wait)
+            self._lock.let_go()
+
+    def _put_end(self, error: str | None, status: str) -> None:
+        if self._has_ended:
+            return
+        tags, settle = {}, False
+        if self._resumable is not None and error is None:
+            settle = self._resumable.run_id is not None
+            tags = {names.CONFIGURATION: self._resumable.configuration}
+        self._courier.put("end", {"error": error, "status": status, "settle": settle, "tags": tags})
+        self._has_ended = True
+
+    def _drain(self, seconds: float) -> None:
+        """Waits for the server for so long, but only once."""
+        try:
+            self._courier.drain(0.0 if self._was_waited_for else seconds)
+        except DeliveryError:
+            self._was_waited_for = True
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -236,10 +287,15 @@ class MlflowStore:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:
             self.close()
+        elif isinstance(error, UndeliveredError):
+            if self._resumable is None:
+                self._put_end(None, "FINISHED")
+            self._courier.close(wait=False)
+            self._lock.let_go()
         elif isinstance(error, DeliveryError):
-            with contextlib.suppress(MlflowException, OSError):  # it was waited for once: that is enough
-                self.run.end(str(error))
+            end_if_answered(self.run, str(error))
             self._courier.close()
+            self._lock.let_go()
         elif self._resumable is None:
             self.close(reason_of(error), status_of(error))
         else:

@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from smp_ensemble import registry
+from smp_ensemble.exceptions import UndeliveredError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +29,9 @@ def opened(store: SnapshotStore | None) -> Iterator[SnapshotStore]:
     own = open_default_store()
     try:
         yield own
+    except UndeliveredError:
+        own.close()  # nothing went wrong but the delivery
+        raise
     except BaseException as error:
         own.close(f"{type(error).__name__}: {error}")
         raise

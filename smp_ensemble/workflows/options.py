@@ -51,6 +51,14 @@ def parse_share(text: str) -> float | None:
         raise ConfigError(f"expected a share such as 0.001, or nothing, got '{text}'") from error
 
 
+def parse_seconds(text: str) -> float:
+    """A time in seconds, 0 or more."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ConfigError(f"expected 0 or more seconds, got {text}")
+    return value
+
+
 def parse_positive(text: str) -> int:
     """A whole number above 0."""
     try:
@@ -339,6 +347,16 @@ class SnapshotsOptions:
     metric: str = option("val_iou", "ranks them")
     dataset: str = option("", "digest (or its beginning) of the data that scores were measured on; empty: the only one")
     limit: int = option(20, "at most so many", parse_positive)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncOptions:
+    """What waits on local disk for a tracking server that was away."""
+
+    spool: str = option("", "a spool, or a folder with some below it; empty: all that was begun in this working folder")
+    tracking_uri: str = option("", "the server, if it has another address now; empty: the one that each was begun with")
+    wait: float = option(30.0, "seconds to wait for a server that does not answer", parse_seconds)
+    dry_run: bool = option(False, "say what waits, and send nothing", parse_bool)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from smp_ensemble.exceptions import ConfigError, DivergedError, InputError
+from smp_ensemble.exceptions import ConfigError, DivergedError, InputError, UndeliveredError
 from smp_ensemble.tracking.finished import configuration_of, find_by_token, find_finished
 from smp_ensemble.workflows.options import DistillOptions, MainOptions, TrainOptions
 from smp_ensemble.workflows.states import Identity, TrainingState, held, matching, new_state, of_run, unfinished
@@ -159,6 +159,11 @@ def telling(options: TrainOptions) -> Iterator[None]:
     try:
         yield
     except (InputError, DivergedError):
+        raise
+    except UndeliveredError as error:
+        several = options.seeds or (options.fold is None and (options.folds or options.bootstrap))
+        if several or isinstance(options, MainOptions):  # there is more to do than to deliver
+            error.add_note(resume_note(options))
         raise
     except BaseException as error:
         error.add_note(resume_note(options))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from smp_ensemble.durable import sync_folder, write_json
 from smp_ensemble.exceptions import ConfigError, IntegrityError
+from smp_ensemble.locks import Lock
 from smp_ensemble.training.checkpointing import CHECKPOINT_FILE
 
 if TYPE_CHECKING:
@@ -173,17 +174,11 @@ def held(state: TrainingState) -> Iterator[None]:
     Raises:
         ConfigError: Another process is at it.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows: two processes are not kept apart there
-        yield
-        return
-    with (state.folder / LOCK_FILE).open("a") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: worker processes must not inherit it
-        except OSError as error:
-            raise ConfigError(
-                f"another process is at work on this training (run {state.run_id}, {state.folder}): wait for it, or "
-                "end it first"
-            ) from error
+    lock = Lock(state.folder / LOCK_FILE)
+    if not lock.take():
+        raise ConfigError(
+            f"another process is at work on this training (process {lock.holder()}, run {state.run_id}, "
+            f"{state.folder}): wait for it, or end it first"
+        )
+    with lock:
         yield

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from smp_ensemble import registry
+from smp_ensemble.exceptions import DeliveryError, UndeliveredError
 from smp_ensemble.precision import choose_device, resolve_precision
 from smp_ensemble.tracking import names
 from smp_ensemble.tracking.finished import snapshots_of
@@ -145,6 +146,7 @@ def run_training(
     Raises:
         InputError: Something in the options or the data does not fit; nothing is tracked unless training had begun,
             and then the run is FAILED with the reason.
+        UndeliveredError: It is trained, and waits on local disk for a tracking server that is away.
     """
     began = time.perf_counter()
     task = splits.task
@@ -185,21 +187,28 @@ def run_training(
             store.set_tags(links(store.link))
             store.log_dataset(splits.train.reference(), "training")
             store.log_dataset(splits.val.reference(), "validation")
-            snapshots = fit(
-                network,
-                splits.train,
-                splits.val,
-                trainer=method,
-                epochs=options.epochs,
-                normalization=normalization,
-                store=store,
-                options=fit_options(options),
-                params=params,
-                trained_on=_seen_before(start, lesson),
-                lesson=lesson,
-                resume_from=state.checkpoint,
-                checkpoint_folder=state.folder,
-            )
+            try:
+                snapshots = fit(
+                    network,
+                    splits.train,
+                    splits.val,
+                    trainer=method,
+                    epochs=options.epochs,
+                    normalization=normalization,
+                    store=store,
+                    options=fit_options(options),
+                    params=params,
+                    trained_on=_seen_before(start, lesson),
+                    lesson=lesson,
+                    resume_from=state.checkpoint,
+                    checkpoint_folder=state.folder,
+                )
+            except UndeliveredError as error:
+                if splits.left_out is not None or then is not None:
+                    raise DeliveryError(f"{error}; what comes after the training is not done yet") from error
+                _draw(store, method, options, [])
+                store.finish_later()
+                raise
             del network  # what comes now works on the stored snapshots
             left_out = None
             if splits.left_out is not None:

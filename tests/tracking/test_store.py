@@ -161,9 +161,9 @@ def test_keep_prunes_weights_and_not_scores(tracking, make_record):
 
 
 def test_a_delivery_that_breaks_off_goes_on_and_does_nothing_twice(tracking, make_record, monkeypatch):
-    from smp_ensemble.tracking import delivery, spool
+    from smp_ensemble.tracking import delivery, outages
 
-    monkeypatch.setattr(spool, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(outages, "FIRST_PAUSE", 0.01)
     original, calls = delivery.log_folder, []
 
     def breaks(*arguments, **more):
@@ -256,6 +256,7 @@ def resumable(run_id=None):
 def abandon(store):
     """The process of the store dies: its thread does nothing more."""
     store._courier.close()
+    store._lock.let_go()
 
 
 def test_another_process_goes_on_with_a_training(tracking, make_record, tmp_path, tiny_splits):
