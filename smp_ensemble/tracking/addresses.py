@@ -63,13 +63,12 @@ def read_address(folder: Path) -> Address:
     path = folder / ADDRESS_FILE
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if values.pop("format") != 1:
-            raise ValueError("written by a newer version")
-        return Address(**values)
+        written_in, address = values.pop("format"), Address(**values)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, FileNotFoundError) as error:
-        raise IntegrityError(
-            f"{path} does not say where this spool belongs: {type(error).__name__}: {error}"
-        ) from error
+        raise IntegrityError(f"{path} does not say where its spool belongs: {type(error).__name__}: {error}") from error
+    if written_in != FORMAT:
+        raise IntegrityError(f"{path} has format {written_in!r}, expected {FORMAT}: deliver it with a newer version")
+    return address
 
 
 def read_previews(folder: Path) -> list[tuple[npt.NDArray[np.generic], npt.NDArray[np.uint8]]]:

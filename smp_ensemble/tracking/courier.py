@@ -95,10 +95,10 @@ class Courier:
             self._thread.join()
 
     def _left(self, otherwise: str) -> str:
-        entries, size = self._spool.size()
         reason = outages.reason_in_one_line(self._waits_for) if self._waits_for is not None else otherwise
-        return f"the tracking server did not take everything: {entries} entries ({_mb(size)}) wait: {reason}. " + (
-            f"{self._where()}: `smp-ensemble sync` delivers it"
+        return (
+            f"the tracking server did not take everything ({self._waiting()}): {reason}. {self._where()}: "
+            "`smp-ensemble sync` delivers it"
         )
 
     def _where(self) -> str:
@@ -131,27 +131,18 @@ class Courier:
     def _note(self, error: Exception | None) -> None:
         """Says once that the server is away, and once that it is back."""
         if error is not None and self._waits_for is None:
-            entries, size = self._spool.size()
-            logger.warning(
-                "delivery to the tracking server waits, training goes on: %s (%d entries, %s so far)",
-                outages.reason_in_one_line(error),
-                entries,
-                _mb(size),
-            )
+            reason = outages.reason_in_one_line(error)
+            logger.warning("delivery waits, training goes on (%s): %s", self._waiting(), reason)
         elif error is None and self._waits_for is not None:
-            logger.warning("delivery to the tracking server goes on: %d entries, %s", *self._waiting())
+            logger.warning("delivery goes on: the tracking server is back (%s)", self._waiting())
         self._waits_for = error
         self._failures = 0 if error is None else self._failures + 1
 
-    def _waiting(self) -> tuple[int, str]:
+    def _waiting(self) -> str:
         entries, size = self._spool.size()
-        return entries, _mb(size)
+        return f"waiting on disk: {entries} {'entry' if entries == 1 else 'entries'}, {size / 1e6:.1f} MB"
 
     def _pause(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self._closing:
             time.sleep(0.05)
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 
 import pytest
 
-from smp_ensemble.exceptions import DeliveryError
+from smp_ensemble.exceptions import DeliveryError, UndeliveredError
 from smp_ensemble.tracking import outages
 from smp_ensemble.tracking.courier import Courier
 from smp_ensemble.tracking.spool import Spool
@@ -46,10 +47,11 @@ def test_a_server_that_is_away_delays_and_warns_once(tmp_path, quick, caplog):
     courier.close()
     assert delivered == ["one", "two"]
     assert attempts == ["one"] * 4 + ["two"]
-    assert [record.message.split(":")[0] for record in caplog.records] == [
-        "delivery to the tracking server waits, training goes on",
-        "delivery to the tracking server goes on",
-    ]
+    waits, waiting, goes_on = [record.message for record in caplog.records]
+    assert waits.startswith("delivery waits, training goes on (waiting on disk: ")
+    assert waits.endswith(" MB): ConnectionError: refused")
+    assert waiting == "waiting up to 10 s for the tracking server; Ctrl-C ends that"
+    assert goes_on.startswith("delivery goes on: the tracking server is back (waiting on disk: 1 entry, ")
 
 
 def test_what_cannot_be_delivered_stays_and_is_said(tmp_path, quick):
@@ -92,3 +94,42 @@ def test_a_receipt_that_cannot_be_written_is_tried_again(tmp_path, quick, monkey
     courier.close()
     assert delivered == ["1"] * 3
     assert [receipt.key for receipt in Spool(tmp_path).receipts] == ["1"]
+
+
+def test_ctrl_c_ends_the_waiting_and_says_what_delivers_the_rest(tmp_path, quick, monkeypatch):
+    def deliver(entry):
+        raise ConnectionError("refused")
+
+    courier = Courier(Spool(tmp_path), deliver)
+    courier.put("one", {})
+
+    def interrupt(seconds):
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("smp_ensemble.tracking.courier.time.sleep", interrupt)
+        with pytest.raises(UndeliveredError, match="1 entry, .*`smp-ensemble sync` delivers it"):
+            courier.drain(60)
+    courier.close()
+    assert Spool(tmp_path).first().kind == "one"
+
+
+def test_an_answer_is_waited_for_longer_each_time(tmp_path, quick, monkeypatch):
+    found = []
+
+    def deliver(entry):
+        found.append((os.environ.get(outages.RETRIES), os.environ.get(outages.TIMEOUT)))
+        if len(found) < 4:
+            raise TimeoutError
+
+    for name in (outages.RETRIES, outages.TIMEOUT):
+        monkeypatch.delenv(name, raising=False)
+    courier = Courier(Spool(tmp_path), deliver)
+    courier.put("one", {})
+    courier.drain(10)
+    courier.put("two", {})
+    courier.drain(10)
+    courier.close()
+    assert found == [("0", "10"), ("0", "20"), ("0", "40"), ("0", "80"), ("0", "10")]
+    assert outages.RETRIES not in os.environ
