@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -28,21 +29,43 @@ from smp_ensemble.tracking import names, outages
 from smp_ensemble.tracking.store import MlflowStore
 from smp_ensemble.training.fit import FitOptions, fit
 from smp_ensemble.training.module import SegmentationModule
+from smp_ensemble.training.trainers import SSE
 
 SECONDS = float(os.environ.get("SMP_ENSEMBLE_FAULT_SECONDS", "60"))
-EPOCHS, STEPS = 6, 24
+EPOCHS, STEPS = 3, 12
 COURIER = "smp-ensemble-courier"
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 
+@dataclass(frozen=True)
+class Server:
+    """A tracking server, asked without the proxy."""
+
+    address: str
+    artifacts: Path
+
+    @property
+    def client(self):
+        return mlflow.MlflowClient(self.address)
+
+    def digests(self, model_id):
+        """SHA-256 of the files of a logged model, and of what an upload left there; `MLmodel` holds ids and times."""
+        (folder,) = self.artifacts.glob(f"**/{model_id}/artifacts")
+        return {
+            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in folder.rglob("*")
+            if path.is_file() and path.name != "MLmodel"
+        }
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, empty_store):
-    """One server for all of these, on a store of its own: its address."""
+    """One server for all of these, on a store of its own: its address, and where its artifacts are."""
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(empty_store, folder / "mlflow.db")
     with mlflow_server(folder, store=f"sqlite:///{folder / 'mlflow.db'}") as address:
-        yield address
+        yield Server(address, folder / "artifacts")
 
 
 @pytest.fixture
@@ -54,7 +77,7 @@ def proxied(server, tracking, monkeypatch):
     monkeypatch.setattr("smp_ensemble.tracking.store.DELIVERY_SECONDS", 240.0)
     monkeypatch.setattr(outages, "START_SECONDS", 60.0)
     before = mlflow.get_tracking_uri()
-    with Proxy(int(server.rpartition(":")[2])) as proxy:
+    with Proxy(int(server.address.rpartition(":")[2])) as proxy:
         mlflow.set_tracking_uri(proxy.address)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.address)
         yield proxy
@@ -64,8 +87,8 @@ def proxied(server, tracking, monkeypatch):
 class Left:
     """What a training left on the server, asked without the proxy: all that must not depend on the network."""
 
-    def __init__(self, server: str, experiment: str) -> None:
-        client = mlflow.MlflowClient(server)
+    def __init__(self, server: Server, experiment: str) -> None:
+        client = server.client
         self.experiment_id = client.get_experiment_by_name(experiment).experiment_id
         runs = client.search_runs([self.experiment_id])
         (self.training,) = [run for run in runs if run.data.tags[names.KIND] == "training"]
@@ -84,7 +107,7 @@ class Left:
         for run in children:
             step, model_id = run.data.tags[names.STEP], run.data.tags[names.MODEL_ID]
             assert step not in self.snapshots, "twice"
-            self.snapshots[step] = _digests(server, model_id), dict(run.data.metrics)
+            self.snapshots[step] = server.digests(model_id), dict(run.data.metrics)
         self.files = sorted(one.path for one in client.list_artifacts(self.training.info.run_id))
         self.datasets = sorted(one.dataset.digest for one in self.training.inputs.dataset_inputs)
 
@@ -92,37 +115,29 @@ class Left:
         return self.points, self.snapshots, self.files, self.datasets, self.training.info.status, self.open
 
 
-def _digests(server: str, model_id: str) -> dict[str, str]:
-    """SHA-256 of the files of a logged model; `MLmodel` holds ids and times."""
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(server)
-    try:
-        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
-    finally:
-        mlflow.set_tracking_uri(before)
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in {"MLmodel", "registered_model_meta"}
-    }
-
-
 def train(experiment, network, splits):
     """The same tiny training each time."""
-    mlflow.MlflowClient(mlflow.get_tracking_uri())
     options = FitOptions(batch_size=4, crop_size=32, precision="32", accelerator="cpu", seed=3)
     with MlflowStore(experiment=experiment, run_name="roofs") as store:
         store.log_params({"lr": 0.05})
         store.log_dataset(splits.train.reference(), "training")
-        return fit(network, splits.train, splits.val, trainer="snapshot", epochs=EPOCHS, store=store, options=options)
+        method = SSE(cycles=2)
+        return fit(network, splits.train, splits.val, trainer=method, epochs=EPOCHS, store=store, options=options)
+
+
+@pytest.fixture(scope="module")
+def known():
+    """What was found out once for all tests."""
+    return {}
 
 
 @pytest.fixture
-def undisturbed(server, proxied, make_tiny_network, tiny_splits):
+def undisturbed(server, proxied, known, make_tiny_network, tiny_splits):
     """What a training leaves with which nothing goes wrong."""
-    experiment = f"undisturbed-{time.time_ns()}"
-    train(experiment, make_tiny_network(), tiny_splits)
-    return Left(server, experiment).comparable()
+    if not known:
+        train("undisturbed", make_tiny_network(), tiny_splits)
+        known["left"] = Left(server, "undisturbed").comparable()
+    return known["left"]
 
 
 def test_random_faults_change_nothing(server, proxied, undisturbed, make_tiny_network, tiny_splits):
@@ -133,7 +148,7 @@ def test_random_faults_change_nothing(server, proxied, undisturbed, make_tiny_ne
     while trainings == 0 or time.monotonic() < until:
         proxied.next_fault = lambda: drawn(draw, 0.5)
         experiment = f"faults-{seed}-{trainings}"
-        mlflow.MlflowClient(server).create_experiment(experiment)
+        server.client.create_experiment(experiment)
         train(experiment, make_tiny_network(), tiny_splits)
         proxied.next_fault = Fault
         found = Left(server, experiment)
@@ -184,7 +199,7 @@ def test_a_server_gone_for_the_middle_third(server, proxied, undisturbed, make_t
     assert callers == {COURIER}
 
 
-COMMAND = ("train", *DATA, *TINY, "--epochs", "4", "--cycles", "2")
+COMMAND = ("train", *DATA, *TINY, "--epochs", "2", "--cycles", "1")
 
 
 def test_a_server_that_stays_away_gets_everything_later(server, proxied, monkeypatch, capsys, tmp_path):
@@ -234,7 +249,8 @@ store = MlflowStore(experiment=sys.argv[1])
 network = create_network("unet", num_outputs=1, model_options={"encoder_depth": 3, "decoder_channels": [8, 8, 8]})
 store._courier.close()  # the server is away: nothing is sent
 store.log_metrics({"val_iou": 0.5}, 1)
-log_snapshot(network, {"val_iou": 0.5}, 1, mode="binary", class_names=("no", "roof"), normalization=imagenet(), store=store)
+about = {"mode": "binary", "class_names": ("no", "roof"), "normalization": imagenet()}
+log_snapshot(network, {"val_iou": 0.5}, 1, store=store, **about)
 print(store.run_id, flush=True)
 time.sleep(600)
 """
@@ -243,7 +259,7 @@ time.sleep(600)
 def test_a_killed_training_is_delivered_and_ended(server, proxied, capsys, tmp_path):
     """While its process lives, nobody else delivers; afterwards it ends as FAILED, for nobody can go on with it."""
     experiment = f"killed-{time.time_ns()}"
-    mlflow.MlflowClient(server).create_experiment(experiment)
+    server.client.create_experiment(experiment)
     process = subprocess.Popen(
         [sys.executable, "-c", LOOP, experiment], cwd=tmp_path, stdout=subprocess.PIPE, text=True
     )
@@ -299,7 +315,7 @@ def test_a_full_disk_fails_the_run_and_keeps_what_was_whole(server, proxied, mon
     monkeypatch.setattr(Delivery, "_snapshot", when_full)
     monkeypatch.setattr(MlflowStore, "__exit__", leaving)
     folder = tmp_path / "disk"
-    mlflow.MlflowClient(server).create_experiment(experiment)
+    server.client.create_experiment(experiment)
     with small_disk(folder, "64m"):
         monkeypatch.chdir(folder)
         command = ["train", *DATA, *TINY, "--epochs", "40", "--trainer", "checkpoints", "--experiment", experiment]
@@ -324,5 +340,5 @@ def test_a_full_disk_fails_the_run_and_keeps_what_was_whole(server, proxied, mon
 def _loads(server: str, model_id: str) -> bool:
     from smp_ensemble.tracking.flavor import load_model
 
-    mlflow.set_tracking_uri(server)
+    mlflow.set_tracking_uri(server.address)
     return load_model(f"models:/{model_id}") is not None
