@@ -260,16 +260,14 @@ def test_a_killed_training_is_delivered_and_ended(server, proxied, capsys, tmp_p
     """While its process lives, nobody else delivers; afterwards it ends as FAILED, for nobody can go on with it."""
     experiment = f"killed-{time.time_ns()}"
     server.client.create_experiment(experiment)
-    process = subprocess.Popen(
-        [sys.executable, "-c", LOOP, experiment], cwd=tmp_path, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        run_id = process.stdout.readline().strip()
-        assert main(["sync"]) == 0
-        assert "a process is at it" in capsys.readouterr().out
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    command = [sys.executable, "-c", LOOP, experiment]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            run_id = process.stdout.readline().strip()
+            assert main(["sync"]) == 0
+            assert "a process is at it" in capsys.readouterr().out
+        finally:
+            process.send_signal(signal.SIGKILL)
     assert main(["sync"]) == 0
     assert "delivered, FAILED" in capsys.readouterr().out
     left = Left(server, experiment)
@@ -316,10 +314,10 @@ def test_a_full_disk_fails_the_run_and_keeps_what_was_whole(server, proxied, mon
     monkeypatch.setattr(MlflowStore, "__exit__", leaving)
     folder = tmp_path / "disk"
     server.client.create_experiment(experiment)
-    with small_disk(folder, "64m"):
+    with small_disk(folder, "24m"):
         monkeypatch.chdir(folder)
-        command = ["train", *DATA, *TINY, "--epochs", "40", "--trainer", "checkpoints", "--experiment", experiment]
-        code = main(command)
+        command = ["train", *DATA, *TINY, "--epochs", "60", "--trainer", "checkpoints", "--experiment", experiment]
+        code = main([*command, "--encoder-name", "tu-test_resnet"])
         (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert code == 1
         assert error.startswith("error: no room is left on the disk")
