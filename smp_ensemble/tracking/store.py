@@ -254,6 +254,8 @@ class MlflowStore:
             self._put_end(error, status)
             self._drain(seconds)
         except UndeliveredError:
+            if error is not None and wait:  # perhaps it is the disk that is full, and the server answers
+                end_if_answered(self.run, error, status)
             wait = False  # the spool keeps everything, the end too
             raise
         except (DeliveryError, OSError) as undelivered:

@@ -295,44 +295,40 @@ def small_disk(folder: Path, size: str):
 
 
 def test_a_full_disk_fails_the_run_and_keeps_what_was_whole(server, proxied, monkeypatch, capsys, tmp_path):
-    """Delivery is held up while snapshots and checkpoints come: at some moment the disk takes no more."""
+    """Snapshots wait for the server until the disk takes no more; when there is room again, all of them arrive."""
     from smp_ensemble.tracking.delivery import Delivery
 
-    experiment, deliver, full = f"full-{time.time_ns()}", Delivery._snapshot, threading.Event()
+    def held_up(self, entry):
+        raise ConnectionError("the artifact store is away")
 
-    def when_full(self, entry):
-        full.wait(120)
-        return deliver(self, entry)
-
-    leave = MlflowStore.__exit__
-
-    def leaving(self, *arguments):
-        full.set()
-        return leave(self, *arguments)
-
-    monkeypatch.setattr(Delivery, "_snapshot", when_full)
-    monkeypatch.setattr(MlflowStore, "__exit__", leaving)
-    folder = tmp_path / "disk"
+    experiment, folder = f"full-{time.time_ns()}", tmp_path / "disk"
     server.client.create_experiment(experiment)
-    with small_disk(folder, "24m"):
+    monkeypatch.setattr("smp_ensemble.tracking.store.STOP_SECONDS", 3.0)
+    with small_disk(folder, "4m"):
         monkeypatch.chdir(folder)
-        command = ["train", *DATA, *TINY, "--epochs", "60", "--trainer", "checkpoints", "--experiment", experiment]
-        code = main([*command, "--encoder-name", "tu-test_resnet"])
+        command = ["train", *DATA, *TINY, "--epochs", "200", "--trainer", "checkpoints", "--experiment", experiment]
+        with monkeypatch.context() as patch:
+            patch.setattr(Delivery, "_snapshot", held_up)
+            code = main([*command, "--encoder-name", "tu-test_resnet"])
         (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert code == 1
-        assert error.startswith("error: no room is left on the disk")
+        assert error.startswith("error: no room is left on the disk, in epoch ")
         assert list(folder.rglob(".writing-*")) == []
         assert list(folder.rglob("*.partial")) == []
-        free = shutil.disk_usage(folder).free
+        (training,) = server.client.search_runs([server.client.get_experiment_by_name(experiment).experiment_id])
+        assert training.info.status == "FAILED"
+        assert training.data.tags[names.ERROR].startswith("TrainingError: no room is left on the disk")
+        kept = len(list(folder.rglob("*-snapshot")))
+        assert kept > 1
+        subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
+        assert main(["sync"]) == 0
+        assert "delivered, not finished" in capsys.readouterr().out
         monkeypatch.chdir(tmp_path)
     left = Left(server, experiment)
-    assert left.training.info.status == "FAILED"
-    assert left.training.data.tags[names.ERROR].startswith("TrainingError: no room is left on the disk")
-    assert len(left.snapshots) > 0
+    assert len(left.snapshots) == kept
     assert left.open == []
     for model_id in left.models:
         assert _loads(server, model_id)
-    print(f"{len(left.snapshots)} snapshots before the disk was full, {free} bytes free")
 
 
 def _loads(server: str, model_id: str) -> bool:
