@@ -35,6 +35,7 @@ class Courier:
         self._wake = threading.Event()
         self._closing = False
         self._failures = 0
+        self._last_delivery = 0.0
         self._waits_for: Exception | None = None
         self._broken_by: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="smp-ensemble-courier", daemon=True)
@@ -58,23 +59,28 @@ class Courier:
         self._wake.set()
         return added
 
-    def drain(self, timeout_seconds: float) -> None:
+    def drain(self, timeout_seconds: float, *, since_last: bool = False) -> None:
         """Waits until everything is delivered; Ctrl-C ends the waiting.
+
+        Args:
+            timeout_seconds: How long.
+            since_last: Counted from the last entry that was delivered, so that a slow server may take its time.
 
         Raises:
             UndeliveredError: Something is left after `timeout_seconds`: the server is away, or slow.
             DeliveryError: Something cannot be delivered at all.
         """
-        deadline = time.monotonic() + timeout_seconds
+        began = time.monotonic()
         said = False
         try:
             while not self._spool.is_empty():
+                counted_from = max(began, self._last_delivery) if since_last else began
                 if self._broken_by is not None:
                     raise DeliveryError(
                         "not everything could be delivered: "
                         f"{outages.reason_in_one_line(self._broken_by)}. {self._where()}"
                     ) from self._broken_by
-                if time.monotonic() > deadline:
+                if time.monotonic() - counted_from > timeout_seconds:
                     raise UndeliveredError(self._left("delivery is slow")) from self._waits_for
                 if self._waits_for is not None and not said and timeout_seconds >= 1:
                     logger.warning("waiting up to %.0f s for the tracking server; Ctrl-C ends that", timeout_seconds)
@@ -125,6 +131,7 @@ class Courier:
                 self._pause(outages.with_jitter(pause))
                 pause = outages.next_pause(pause)
             else:
+                self._last_delivery = time.monotonic()
                 self._note(None)
                 pause = outages.FIRST_PAUSE
 

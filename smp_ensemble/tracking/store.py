@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from smp_ensemble.typing import Mode
 
 DELIVERY_SECONDS = 600.0
-"""How long the end of a training waits for the tracking server."""
+"""How long the end of a training waits for a tracking server that takes nothing."""
 
 STOP_SECONDS, AT_ONCE_SECONDS = 30.0, 2.0
 """How long a training that stops and can be gone on with waits: after its step, and when told to stop at once."""
@@ -278,7 +278,7 @@ class MlflowStore:
     def _drain(self, seconds: float) -> None:
         """Waits for the server for so long, but only once."""
         try:
-            self._courier.drain(0.0 if self._was_waited_for else seconds)
+            self._courier.drain(0.0 if self._was_waited_for else seconds, since_last=seconds >= DELIVERY_SECONDS)
         except DeliveryError:
             self._was_waited_for = True
             raise

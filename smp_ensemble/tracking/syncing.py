@@ -92,7 +92,7 @@ def deliver(waiting: Waiting, *, wait_seconds: float, can_go_on: bool, tracking_
 
     Args:
         waiting: The spool.
-        wait_seconds: How long to wait for a server that is away.
+        wait_seconds: How long to wait for a server that takes nothing.
         can_go_on: Whether somebody can go on with the training.
         tracking_uri: Its server, if it has another address now.
 
@@ -112,7 +112,7 @@ def deliver(waiting: Waiting, *, wait_seconds: float, can_go_on: bool, tracking_
         previews = read_previews(waiting.folder)
         courier = Courier(spool, Delivery(run, keep=waiting.address.keep, previews=previews, earlier=spool.receipts))
         try:
-            courier.drain(wait_seconds)
+            courier.drain(wait_seconds, since_last=True)
         finally:
             courier.close(wait=spool.is_empty())
         outcome = _asked(lambda: _outcome(run, can_go_on=can_go_on), waiting, wait_seconds)

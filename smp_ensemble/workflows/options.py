@@ -355,7 +355,7 @@ class SyncOptions:
 
     spool: str = option("", "a spool, or a folder with some below it; empty: all that was begun in this working folder")
     tracking_uri: str = option("", "the server, if it has another address now; empty: the one that each was begun with")
-    wait: float = option(30.0, "seconds to wait for a server that does not answer", parse_seconds)
+    wait: float = option(30.0, "seconds to wait for a server that takes nothing", parse_seconds)
     dry_run: bool = option(False, "say what waits, and send nothing", parse_bool)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 
 import pytest
 
@@ -133,3 +134,16 @@ def test_an_answer_is_waited_for_longer_each_time(tmp_path, quick, monkeypatch):
     courier.close()
     assert found == [("0", "10"), ("0", "20"), ("0", "40"), ("0", "80"), ("0", "10")]
     assert outages.RETRIES not in os.environ
+
+
+def test_a_slow_server_may_take_its_time_but_not_for_ever(tmp_path):
+    def deliver(entry):
+        time.sleep(0.15)
+
+    courier = Courier(Spool(tmp_path), deliver)
+    for _ in range(6):
+        courier.put("entry", {})
+    with pytest.raises(UndeliveredError, match="delivery is slow"):
+        courier.drain(0.3)
+    courier.drain(0.6, since_last=True)
+    courier.close()
