@@ -224,8 +224,9 @@ def ending(run: TrackedRun) -> Iterator[TrackedRun]:
     """Ends a run with the block: if it raises, FAILED with the reason, or KILLED where somebody interrupted it."""
     try:
         yield run
-    except UndeliveredError:
-        raise  # the server is away: asking it would only take time
+    except UndeliveredError as error:
+        end_if_answered(run, reason_of(error))
+        raise
     except BaseException as error:
         run.end(reason_of(error), status_of(error))
         raise

@@ -109,6 +109,9 @@ class MlflowStore:
         self._resumable = resumable
         continued = resumable.run_id if resumable else None
         token = resumable.token if resumable else uuid.uuid4().hex
+        root = spool or Path(".smp_ensemble") / "spool"
+        if continued:  # before anything is changed on the server
+            self._lock = _taken(root / continued)
 
         def opened(failures: int) -> TrackedRun:
             if continued:
@@ -122,13 +125,9 @@ class MlflowStore:
             )
 
         self.run = insist(opened)
-        folder = (spool or Path(".smp_ensemble") / "spool") / self.run.run_id
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = Lock(folder / LOCK_FILE)
-        if not self._lock.take():
-            raise ConfigError(
-                f"process {self._lock.holder()} is delivering what waits in {folder}: wait for it, or end it first"
-            )
+        folder = root / self.run.run_id
+        if not continued:
+            self._lock = _taken(folder)
         self._spool = Spool(folder)
         self._spool.drop("end")  # it did not end: it goes on
         address = Address(self.run_id, without_secrets(mlflow.get_tracking_uri()), keep, resumable is not None)
@@ -253,8 +252,9 @@ class MlflowStore:
         try:
             self._put_end(error, status)
             self._drain(seconds)
-        except UndeliveredError:
-            if error is not None and wait:  # perhaps it is the disk that is full, and the server answers
+        except UndeliveredError as undelivered:
+            interrupted = isinstance(undelivered.__cause__, KeyboardInterrupt)
+            if error is not None and wait and not interrupted:  # perhaps the disk is full, and the server answers
                 end_if_answered(self.run, error, status)
             wait = False  # the spool keeps everything, the end too
             raise
@@ -296,7 +296,7 @@ class MlflowStore:
             self._lock.let_go()
         elif isinstance(error, DeliveryError):
             end_if_answered(self.run, str(error))
-            self._courier.close()
+            self._courier.close(wait=self._courier.is_stopped)
             self._lock.let_go()
         elif self._resumable is None:
             self.close(reason_of(error), status_of(error))
@@ -306,6 +306,15 @@ class MlflowStore:
                 self._end(reason_of(error), status_of(error), AT_ONCE_SECONDS if at_once else STOP_SECONDS)
             except (DeliveryError, OSError) as undelivered:
                 logger.warning("%s", undelivered)
+
+
+def _taken(folder: Path) -> Lock:
+    """The lock of a spool, held."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = Lock(folder / LOCK_FILE)
+    if not lock.take():
+        raise ConfigError(f"process {lock.holder()} is delivering what waits in {folder}: wait for it, or end it first")
+    return lock
 
 
 def _earlier(spool: Spool) -> tuple[list[tuple[int, dict[str, float]]], int]:

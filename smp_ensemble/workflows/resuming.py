@@ -15,6 +15,7 @@ import torch
 
 from smp_ensemble.exceptions import ConfigError, DivergedError, InputError, UndeliveredError
 from smp_ensemble.tracking.finished import configuration_of, find_by_token, find_finished
+from smp_ensemble.tracking.outages import insist
 from smp_ensemble.workflows.options import DistillOptions, MainOptions, TrainOptions
 from smp_ensemble.workflows.states import Identity, TrainingState, held, matching, new_state, of_run, unfinished
 
@@ -67,8 +68,10 @@ def begun(
     """
     found = _named(identity, resume, params) if resume not in {"", AUTO} else None
     if resume == AUTO:
-        found = matching(identity) or find_finished(
-            identity.kind, identity.digest, experiment=experiment, parent_run_id=identity.parent_run_id
+        found = matching(identity) or insist(
+            lambda _: find_finished(
+                identity.kind, identity.digest, experiment=experiment, parent_run_id=identity.parent_run_id
+            )
         )
         if found is None:
             logger.info("resume=auto: no %s of this configuration was begun here: it begins now", identity.kind)
@@ -124,7 +127,8 @@ def _with_run(state: TrainingState, experiment: str | None) -> TrainingState:
     """A process may have died between opening a run and writing down which."""
     if state.run_id is not None:
         return state
-    run_id = find_by_token(state.token, experiment=experiment, parent_run_id=state.identity.parent_run_id)
+    parent = state.identity.parent_run_id
+    run_id = insist(lambda _: find_by_token(state.token, experiment=experiment, parent_run_id=parent))
     return state if run_id is None else state.with_run(run_id)
 
 

@@ -13,8 +13,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from smp_ensemble.data.normalization import imagenet
-from smp_ensemble.exceptions import Interrupted, NetworkError
+from smp_ensemble.exceptions import ConfigError, Interrupted, NetworkError, UndeliveredError
 from smp_ensemble.tracking import names
+from smp_ensemble.tracking.delivery import Delivery
 from smp_ensemble.tracking.flavor import load_model, local_folder
 from smp_ensemble.tracking.store import MlflowStore, Resumable, log_snapshot
 
@@ -233,7 +234,6 @@ def test_a_network_that_nobody_could_build_again_is_refused(tracking):
 
 
 def test_without_a_store_training_opens_mlflow_and_ends_its_run(tracking, make_tiny_network, tiny_splits):
-    from smp_ensemble.exceptions import ConfigError
     from smp_ensemble.training.fit import FitOptions, fit
 
     options = FitOptions(batch_size=4, crop_size=32, precision="32", accelerator="cpu")
@@ -348,3 +348,57 @@ def test_an_error_is_what_is_said_even_if_the_spool_takes_nothing_more(tracking,
         raise RuntimeError("the reason")
     assert "No space left" in caplog.text
     assert tracking.get_run(store.run_id).data.tags[names.ERROR] == "RuntimeError: the reason"
+
+
+def test_two_processes_do_not_deliver_one_spool(tracking, tmp_path, monkeypatch):
+    with MlflowStore(spool=tmp_path, resumable=resumable()) as store:
+        pass
+    with monkeypatch.context() as patch:
+        patch.setattr("smp_ensemble.tracking.store.Lock.take", lambda self: False)
+        with pytest.raises(
+            ConfigError, match=r"process \d+ is delivering what waits in .*: wait for it, or end it first"
+        ):
+            MlflowStore(spool=tmp_path, resumable=resumable(store.run_id))
+    assert tracking.get_run(store.run_id).info.status == "FINISHED"
+
+
+def test_a_server_that_is_away_is_waited_for_once(tracking, make_record, tmp_path, monkeypatch):
+    """What was done is there all the same; the end waits in the spool with the rest."""
+    monkeypatch.setattr("smp_ensemble.tracking.store.DELIVERY_SECONDS", 0.2)
+    monkeypatch.setattr(Delivery, "__call__", away)
+    with pytest.raises(UndeliveredError, match="ConnectionError: refused"), MlflowStore(spool=tmp_path) as store:
+        store.save_snapshot(make_record())
+        store.snapshots()
+    assert [path.name.partition("-")[2] for path in sorted(tmp_path.glob("*/0*"))] == ["snapshot", "end"]
+    assert tracking.get_run(store.run_id).info.status == "RUNNING"
+
+
+def test_a_run_is_ended_with_the_reason_if_the_server_answers(tracking, tmp_path, monkeypatch):
+    """What cannot be delivered may be due to the disk: the run does not stay open for that."""
+    monkeypatch.setattr("smp_ensemble.tracking.store.STOP_SECONDS", 2.1)
+    monkeypatch.setattr(Delivery, "__call__", away)
+    with pytest.raises(RuntimeError, match="the reason"), MlflowStore(spool=tmp_path, resumable=resumable()) as store:
+        raise RuntimeError("the reason")
+    run = tracking.get_run(store.run_id)
+    assert (run.info.status, run.data.tags[names.ERROR]) == ("FAILED", "RuntimeError: the reason")
+
+
+def away(self, entry):
+    raise ConnectionError("refused")
+
+
+def test_a_run_whose_opening_was_heard_but_not_answered_is_taken_over(tracking, monkeypatch):
+    monkeypatch.setattr("smp_ensemble.tracking.outages.FIRST_PAUSE", 0.01)
+    create, calls = mlflow.MlflowClient.create_run, []
+
+    def lost(*arguments, **more):
+        calls.append(create(*arguments, **more))
+        if len(calls) == 1:
+            raise ConnectionError("the answer was cut")
+        return calls[-1]
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", lost)
+    with MlflowStore() as store:
+        pass
+    assert [run.info.run_id for run in calls] == [store.run_id]
+    assert [run.info.status for run in tracking.search_runs(["0"])] == ["FINISHED"]
