@@ -13,7 +13,18 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "smp_ensemble"
 
-BASE = {"typing", "exceptions", "registry", "architectures", "dropout", "fcn", "precision", "testing", "durable"}
+BASE = {
+    "typing",
+    "exceptions",
+    "registry",
+    "architectures",
+    "dropout",
+    "fcn",
+    "precision",
+    "testing",
+    "durable",
+    "locks",
+}
 MAY_IMPORT = {
     "data": set(),
     "metrics": set(),

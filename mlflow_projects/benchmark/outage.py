@@ -41,12 +41,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="synthetic:count=96,size=64")
     parser.add_argument("--encoder", default="resnet18")
+    parser.add_argument("--trainer", default="single")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--crop-size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--how", choices=("hang", "gone"), default="hang")
     options = parser.parse_args(arguments)
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name, Server(Path(name)) as server:
         outside = mlflow.get_tracking_uri()
@@ -157,7 +159,8 @@ def train(options: argparse.Namespace, server: Server, *, disturbed: bool) -> di
         batch_size=options.batch_size, crop_size=options.crop_size, precision="32", accelerator="cpu"
     )
     with MlflowStore() as store:
-        fit(network, splits.train, splits.val, epochs=options.epochs, store=store, options=fit_options)
+        data = (splits.train, splits.val)
+        fit(network, *data, trainer=options.trainer, epochs=options.epochs, store=store, options=fit_options)
     return {"moments": moments, **arrived(store.run_id)}
 
 
