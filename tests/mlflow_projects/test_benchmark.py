@@ -159,3 +159,20 @@ def test_a_peer_that_is_missing_is_left_out_with_a_line(script, monkeypatch, cap
     found = speed.contestants(ensemble, torch.device("cpu"), speed.parse(["--short"]))
     assert "theirs" not in found
     assert capsys.readouterr().out == "left out: theirs: ttach is not installed\n"
+
+
+def test_step_times_of_an_outage_are_compared_by_their_medians(script):
+    """Ten steps of 10 ms, half of them processor time; with the outage all take a fifth longer, one of them for ever."""
+    compare = script("outage").compare
+    plain = [(0.01 * step, 0.005 * step) for step in range(11)]
+    slow = [(0.012 * step + (9 if step > 4 else 0), 0.006 * step) for step in range(11)]
+    there = ([3, 3], 1, 1, {"FINISHED"})
+    row = compare(1, {"moments": plain, "arrived": there}, {"moments": slow, "arrived": there})
+    assert row["steps"] == 11
+    assert row["ms"] == pytest.approx(10)
+    assert row["CPU ms"] == pytest.approx(5)
+    for name in ("ratio", "ratio, CPU", "ratio, CPU, middle third"):
+        assert row[name] == pytest.approx(1.2)
+    assert row["all there, once"]
+    lost = compare(1, {"moments": plain, "arrived": there}, {"moments": plain, "arrived": ([3, 2], 1, 1, {"FINISHED"})})
+    assert not lost["all there, once"]
