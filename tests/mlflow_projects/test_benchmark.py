@@ -162,7 +162,7 @@ def test_a_peer_that_is_missing_is_left_out_with_a_line(script, monkeypatch, cap
 
 
 def test_step_times_of_an_outage_are_compared_by_their_medians(script):
-    """Ten steps of 10 ms, half of them processor time; with the outage all take a fifth longer, one of them for ever."""
+    """Ten steps of 10 ms, half of them processor time; with the outage each takes a fifth longer, one far longer."""
     compare = script("outage").compare
     plain = [(0.01 * step, 0.005 * step) for step in range(11)]
     slow = [(0.012 * step + (9 if step > 4 else 0), 0.006 * step) for step in range(11)]
