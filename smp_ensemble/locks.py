@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import IO, TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +18,7 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file: IO[str] | None = None
+        self._handle: int | None = None  # no file object: what nobody closes is held as long as the process lives
 
     def take(self) -> bool:
         """Takes it, unless another process has it. On Windows two processes are not kept apart.
@@ -26,21 +26,20 @@ class Lock:
         Returns:
             Whether this process has it now.
         """
-        file = self._path.open("a+", encoding="ascii")
+        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             import fcntl
         except ImportError:
-            self._file = file
+            self._handle = handle
             return True
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: worker processes must not inherit it
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: worker processes must not inherit it
         except OSError:
-            file.close()
+            os.close(handle)
             return False
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        self._file = file
+        os.ftruncate(handle, 0)
+        os.write(handle, str(os.getpid()).encode())
+        self._handle = handle
         return True
 
     def holder(self) -> str:
@@ -52,9 +51,9 @@ class Lock:
 
     def let_go(self) -> None:
         """Lets others take it."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
 
     def __enter__(self) -> Self:
         return self
