@@ -89,16 +89,24 @@ class Courier:
         except KeyboardInterrupt as error:
             raise UndeliveredError(self._left("waiting was interrupted")) from error
 
-    def close(self, *, wait: bool = True) -> None:
+    def close(self, *, wait: bool = True, then: Callable[[], None] = lambda: None) -> None:
         """Stops the thread after the entry in hand.
 
         Args:
             wait: For that entry; otherwise it goes on as long as the process lives.
+            then: Is called when the thread has ended.
         """
         self._closing = True
         self._wake.set()
-        if wait:
+
+        def end() -> None:
             self._thread.join()
+            then()
+
+        if wait:
+            end()
+        else:
+            threading.Thread(target=end, name="smp-ensemble-courier-end", daemon=True).start()
 
     def _left(self, otherwise: str) -> str:
         reason = outages.reason_in_one_line(self._waits_for) if self._waits_for is not None else otherwise

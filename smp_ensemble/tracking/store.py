@@ -262,8 +262,7 @@ class MlflowStore:
             end_if_answered(self.run, error or str(undelivered), status)
             raise
         finally:
-            self._courier.close(wait=wait)
-            self._lock.let_go()
+            self._courier.close(wait=wait, then=self._lock.let_go)
 
     def _put_end(self, error: str | None, status: str) -> None:
         if self._has_ended:
@@ -292,12 +291,10 @@ class MlflowStore:
         elif isinstance(error, UndeliveredError):
             if self._resumable is None:
                 self._put_end(None, "FINISHED")
-            self._courier.close(wait=False)
-            self._lock.let_go()
+            self._courier.close(wait=False, then=self._lock.let_go)
         elif isinstance(error, DeliveryError):
             end_if_answered(self.run, str(error))
-            self._courier.close(wait=self._courier.is_stopped)
-            self._lock.let_go()
+            self._courier.close(wait=self._courier.is_stopped, then=self._lock.let_go)
         elif self._resumable is None:
             self.close(reason_of(error), status_of(error))
         else:
