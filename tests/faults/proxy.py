@@ -39,9 +39,10 @@ class Fault:
 
 
 def drawn(draw: random.Random, share: float) -> Fault:
-    """A random fault for so large a share of the connections; cuts fall into the first request or some later one."""
+    """A random fault for so large a share of the connections, soon; all others are cut later, as clients reuse them."""
     if draw.random() >= share:
-        return Fault()
+        late = draw.choice([(CUT_REQUEST, 6, 8), (CUT_ANSWER, 4, 6)])
+        return Fault(late[0], after=int(10 ** draw.uniform(*late[1:])))
     kind = draw.choice([REFUSE, HANG, DELAY, CUT_REQUEST, CUT_ANSWER, CUT_ANSWER, BUSY])
     return Fault(kind, after=int(10 ** draw.uniform(0, 4.5)), seconds=draw.uniform(0, 0.3))
 

@@ -152,12 +152,14 @@ def test_random_faults_change_nothing(server, proxied, undisturbed, make_tiny_ne
     until, trainings = time.monotonic() + SECONDS / 2, 0
     while trainings == 0 or time.monotonic() < until:
         proxied.next_fault = lambda: drawn(draw, 0.5)
+        proxied.cut_all()  # connections that are open from before
         experiment = f"faults-{seed}-{trainings}"
         server.client.create_experiment(experiment)
         train(experiment, make_tiny_network(), tiny_splits)
         proxied.next_fault = Fault
         found = Left(server, experiment)
         assert found.comparable() == undisturbed, f"seed {seed}, training {trainings}"
+        assert sum(count for kind, count in proxied.seen.items() if kind != "none") > trainings
         trainings += 1
     print(f"seed {seed}: {trainings} trainings, connections: {proxied.seen}")
 
