@@ -14,6 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "smp_ensemble"
 
 BASE = {"typing", "exceptions", "registry", "architectures", "dropout", "fcn", "precision", "testing", "durable"}
+BASE |= {"untrusted", "budget"}
 MAY_IMPORT = {
     "data": set(),
     "metrics": set(),

@@ -42,7 +42,7 @@ def read_classes(path: Path) -> Classes | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
     names = content.get("names") if isinstance(content, dict) else None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
