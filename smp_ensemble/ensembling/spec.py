@@ -191,11 +191,11 @@ def _read_entry(entry: Mapping[str, Any]) -> MemberEntry:
         raise IntegrityError(
             f"{ENSEMBLE_FILE} names the folder '{shorten(relative)}', which leaves the artifact: refused"
         )
-    sha256 = {str(name): _digest(digest) for name, digest in entry["sha256"].items()}
+    files = entry["sha256"]
     allowed = {CONFIG_FILE, WEIGHTS_FILE, TRAINING_IMAGES_FILE}
-    if not {CONFIG_FILE, WEIGHTS_FILE} <= set(sha256) <= allowed:
+    if not {CONFIG_FILE, WEIGHTS_FILE} <= set(files) <= allowed:
         raise IntegrityError(
-            f"{ENSEMBLE_FILE} lists the files {shorten(sorted(sha256))} for '{relative}', expected {sorted(allowed)}"
+            f"{ENSEMBLE_FILE} lists the files {shorten(sorted(files))} for '{relative}', expected {sorted(allowed)}"
         )
     temperature = float(entry.get("temperature", 1.0))
     if not 0 < temperature < math.inf:
@@ -208,7 +208,7 @@ def _read_entry(entry: Mapping[str, Any]) -> MemberEntry:
         str(entry.get("source", "")),
         float(entry["weight"]),
         dict(entry["normalization"]),
-        sha256,
+        {name: _digest(digest) for name, digest in files.items()},
         threshold,
         temperature,
     )
