@@ -44,9 +44,11 @@ def read_manifest(folder: Path) -> dict[str, str]:
     path = folder / MANIFEST_FILE
     try:
         content = read_limited(path, MANIFEST_BYTES)
-        lines = content.decode("ascii").splitlines()
+    except FileNotFoundError as error:
+        raise IntegrityError(f"{path} was changed: expected the SHA-256 of all files, found no file") from error
     except (OSError, ValueError) as error:
         raise IntegrityError(f"cannot read {path}: {shorten(error)}") from error
+    lines = content.decode("ascii", "replace").splitlines()
     found = _own_digest(content)
     expected = lines[-1].removeprefix(_LAST) if lines and lines[-1].startswith(_LAST) else "in its last line"
     if found != expected:
