@@ -127,5 +127,6 @@ def _registered(client: mlflow.MlflowClient, name: str) -> str | None:
         if not number.isdigit():
             return None
         version = client.get_model_version(model, number)
+    source = version.source or ""
     model_id: str | None = version.model_id
-    return model_id
+    return model_id or (source.removeprefix("models:/") if source.startswith("models:/m-") else None)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
 
 
@@ -38,7 +38,7 @@ def emptied(path: Path, rng: np.random.Generator, other: Path) -> None:
 
 def replaced_by_a_link(path: Path, rng: np.random.Generator, other: Path) -> None:
     """To a whole copy of itself elsewhere."""
-    target = other.with_name("linked-to")
+    target = Path(tempfile.mkdtemp()) / path.name
     target.write_bytes(path.read_bytes())
     path.unlink()
     path.symlink_to(target)

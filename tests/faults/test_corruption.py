@@ -77,7 +77,7 @@ def test_every_damage_of_every_file_is_found_and_nothing_is_built(model, content
     monkeypatch.setattr("smp_ensemble.ensembling.artifact.load_network", built.append)
     first = damage.KINDS.index(kind)
     code = [name for name in contents if name.startswith("code/")]
-    names = [name for name in contents if name not in code] + code[first::EVERY]
+    names = [name for name in contents if name not in code] + code[first % EVERY :: EVERY]
     rng = np.random.default_rng(first)
     found = spared = 0
     for name in names:
