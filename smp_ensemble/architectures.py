@@ -257,7 +257,7 @@ def _smp_from(arguments: dict[str, Any]) -> nn.Module:
     smp_class = smp.MODEL_ARCHITECTURES_MAPPING.get(name.lower())
     if smp_class is None or smp_class.__name__ != name:
         raise NetworkError(
-            f"config.json names the class '{name}', which smp does not have: "
+            f"config.json names the class '{shorten(name, 80)}', which smp does not have: "
             f"{registry.nearest(name, (known.__name__ for known in smp.MODEL_ARCHITECTURES_MAPPING.values()))}"
         )
     arguments["encoder_weights"] = None

@@ -23,7 +23,6 @@ from smp_ensemble.inference.requests import REPORT, check_work, is_report, with_
 from smp_ensemble.inference.uncertainty import COLUMNS, image_means
 from smp_ensemble.registry import nearest
 from smp_ensemble.typing import KINDS
-from smp_ensemble.untrusted import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -50,7 +49,7 @@ def check_kind(kind: str) -> str:
         InputError: Unknown kind.
     """
     if kind not in KINDS:
-        raise InputError(f"unknown kind '{shorten(kind, 80)}': {nearest(kind, KINDS)}")
+        raise InputError(f"unknown kind '{kind}': {nearest(kind, KINDS)}")
     return kind
 
 

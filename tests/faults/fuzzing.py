@@ -148,7 +148,7 @@ class Tally:
         )
 
 
-def fuzz(name, make, read, allowed, inputs: int = INPUTS) -> Tally:
+def fuzz(name, make, read, allowed, inputs: int = INPUTS, longest: int = 2000) -> Tally:
     """Reads `inputs` inputs, each from a seed of its own.
 
     Args:
@@ -157,6 +157,7 @@ def fuzz(name, make, read, allowed, inputs: int = INPUTS) -> Tally:
         read: The reader.
         allowed: What it may raise.
         inputs: How many.
+        longest: Characters that an error may have.
 
     Raises:
         AssertionError: It raised anything else, or took too long; says which input.
@@ -172,7 +173,7 @@ def fuzz(name, make, read, allowed, inputs: int = INPUTS) -> Tally:
                 read(data)
             tally.accepted += 1
         except allowed as error:
-            check_message(error, f"input {index} of {name}")
+            check_message(error, f"input {index} of {name}", longest)
             tally.refused[type(error).__name__] += 1
         except BaseException as error:
             raise AssertionError(f"input {index} of {name}: {type(error).__name__} {str(error)[:300]}") from error
@@ -187,10 +188,10 @@ def fuzz(name, make, read, allowed, inputs: int = INPUTS) -> Tally:
     return tally
 
 
-def check_message(error: Exception, where: str) -> None:
+def check_message(error: Exception, where: str, longest: int = 2000) -> None:
     """An error is one line that fits a screen, whatever it speaks of."""
     assert "\n" not in str(error), f"{where}: more than one line: {error}"
-    assert len(str(error)) < 2000, f"{where}: {len(str(error))} characters"
+    assert len(str(error)) <= longest, f"{where}: {len(str(error))} characters"
 
 
 @contextmanager
