@@ -93,7 +93,8 @@ class Budget(TorchDispatchMode):
         if str(kwargs.get("device")) == "meta" or any(one.is_meta for one in tensors):
             self._count(0 if tensors else 1)
         elif tensors:
-            self._check(BYTES * sum(one.numel() for one in tensors))
+            times = _elements(args[1:]) if func.overloadpacket is torch.ops.aten.repeat else 1
+            self._check(BYTES * times * sum(one.numel() for one in tensors))
         else:
             self._count(1)
             size = BYTES * _elements(args)
