@@ -95,7 +95,7 @@ def _verify_description(folder: Path, *, listed: bool) -> None:
 
 def _flavors(path: Path) -> dict[Any, Any]:
     try:
-        # Not MLflow's reader: its C parser overflows the stack of the process on deep files, Python's raises.
+        # Not MLflow's reader, which has no limits; and Python's parser, because libyaml's overflows the stack.
         content = yaml.safe_load(read_limited(path, MLMODEL_BYTES))
         flavors = dict(content["flavors"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError) as error:
