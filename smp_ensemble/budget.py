@@ -65,11 +65,11 @@ def check_options(options: Mapping[str, Any]) -> None:
             pending.extend((name, inner) for inner in value)
         elif isinstance(value, str) and (len(value) > MOST_TEXT or set(value) & set(":/\\")):
             raise NetworkError(f"config.json names a place at '{name}', expected a plain word: refused")
-        elif isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= MOST_NUMBER):
+        elif isinstance(value, int | float) and not abs(value) <= MOST_NUMBER:
             raise NetworkError(f"config.json has {value} at '{name}', expected a number up to {MOST_NUMBER}")
 
 
-class Budget(TorchDispatchMode):
+class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Stops a network that grows beyond its weights while it is built, before the memory is asked for.
 
     Args:
@@ -80,7 +80,7 @@ class Budget(TorchDispatchMode):
     """
 
     def __init__(self, weights_bytes: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._weights_bytes = weights_bytes
         self._left = 2 * weights_bytes + SPARE_BYTES
         self._tensors = 0

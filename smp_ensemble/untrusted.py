@@ -67,7 +67,7 @@ def read_json(path: Path, most_bytes: int, *, links: bool = False) -> Any:
 
     Raises:
         OSError: It is missing or cannot be read.
-        ValueError: It is too large, too deep, no JSON in UTF-8, or holds a string or a number beyond what we write.
+        ValueError: It is too large, too deep, no JSON in UTF-8, or holds a string beyond what we write.
     """
     try:
         content = json.loads(read_limited(path, most_bytes, links=links).decode("utf-8"))
@@ -78,7 +78,7 @@ def read_json(path: Path, most_bytes: int, *, links: bool = False) -> Any:
 
 
 def _check_values(content: Any) -> None:
-    """Refuses what would overflow or flood later: depth, long or broken strings, whole numbers beyond 64 bits."""
+    """Refuses what would overflow or flood later: depth, long or broken strings."""
     pending = [(content, 1)]
     while pending:
         value, depth = pending.pop()
@@ -92,8 +92,6 @@ def _check_values(content: Any) -> None:
             if len(value) > MOST_TEXT:
                 raise ValueError(f"expected strings of at most {MOST_TEXT} characters, found one of {len(value)}")
             value.encode()  # half of a surrogate pair cannot be written anywhere
-        elif isinstance(value, int) and abs(value) >= 1 << 63:
-            raise ValueError(f"expected whole numbers of at most 64 bits, found one of {value.bit_length()}")
 
 
 def shorten(error: object, most: int = 300) -> str:

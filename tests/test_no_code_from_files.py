@@ -21,6 +21,8 @@ ALLOWED = {
     ("smp_ensemble/__init__.py", "import_module"),  # names of our own modules, from a table in the file
     ("smp_ensemble/cli.py", "importlib.import_module"),
     ("mlflow_projects/aerial_buildings/aerial_buildings.py", "mlflow.pyfunc.load_model"),  # what it has just trained
+    ("mlflow_projects/benchmark/speed.py", "mlflow.pyfunc.load_model"),
+    ("mlflow_projects/benchmark/main.py", "importlib.import_module"),
 }
 
 

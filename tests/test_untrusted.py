@@ -70,7 +70,6 @@ def test_json_has_bounds(tmp_path):
         (nested(MOST_DEPTH + 1), "levels"),
         (nested(100_000), "levels"),
         ("1" * 5000, "digits"),
-        (str(2**63), "64 bits"),
         (f'"{"x" * 5000}"', "characters"),
         ('"\\ud800"', "surrogates"),
         ('{"\\ud800": 1}', "surrogates"),

@@ -234,7 +234,7 @@ def load_ensemble(folder: Path) -> Ensemble:
             class_names=spec.class_names,
             adaptive=AdaptiveRule.from_dict(spec.adaptive) if spec.adaptive is not None else None,
         )
-    except ConfigError as error:
+    except (ConfigError, OverflowError) as error:  # a number of hundreds of digits is no float
         raise IntegrityError(f"{folder / ENSEMBLE_FILE} does not hold what it should: {shorten(error)}") from error
 
 

@@ -9,7 +9,8 @@ from smp_ensemble.ensembling import artifact
 from smp_ensemble.ensembling.member import Member
 from smp_ensemble.evaluation.guards import check_leaks, task_of
 from smp_ensemble.exceptions import NetworkError
-from smp_ensemble.tracking.flavor import load_model, local_folder, verify_mlmodel
+from smp_ensemble.tracking.flavor import load_model, local_folder
+from smp_ensemble.tracking.verification import verify_mlmodel
 from smp_ensemble.typing import Task
 from smp_ensemble.workflows.guards import check_alike, check_fits
 
