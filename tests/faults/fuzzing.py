@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-INPUTS = int(os.environ.get("SMP_ENSEMBLE_FUZZ", "300"))
+INPUTS = int(os.environ.get("SMP_ENSEMBLE_FUZZ", "200"))
 """For each reader: a few in the gate, 10,000 in a full run."""
 
 REPORT = os.environ.get("SMP_ENSEMBLE_FUZZ_REPORT", "")
