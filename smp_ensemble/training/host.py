@@ -94,7 +94,10 @@ class EpochFromSteps:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keeps Lightning's advertisements and advice, which do not apply here, off the terminal."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch")]
+    loggers = [
+        logging.getLogger(name)
+        for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch", "lightning.fabric")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)

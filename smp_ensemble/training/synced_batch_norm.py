@@ -41,7 +41,7 @@ class SyncedBatchNorm(_BatchNorm):
         """Normalises `(N, C, ...)` by the mean and variance over all processes' values of each channel."""
         if not self.training:
             return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        values = input.float()
+        values = input if input.dtype == torch.float64 else input.float()
         others = [0, *range(2, values.ndim)]
         shape = [1, -1] + [1] * (values.ndim - 2)
         own = values.new_full((1,), values.numel() // values.shape[1])

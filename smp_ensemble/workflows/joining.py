@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from smp_ensemble.exceptions import ConfigError
@@ -57,6 +58,7 @@ def train_along(
         epochs=options.epochs,
         normalization=known or normalization_for(options.normalization, splits.train),
         options=fitting,
+        checkpoint_folder=Path(),  # all take part when a checkpoint is made; the first one knows where, and writes it
     )
     leave_group()
     raise SystemExit(0)
