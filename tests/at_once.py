@@ -30,7 +30,7 @@ def trainings_at_once(count: int, uri: str, folder: Path, *more: str) -> list[tu
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
-            )  # fmt: skip
+            )
         )
     said = [process.communicate()[1] for process in processes]
     return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]

@@ -19,7 +19,7 @@ from smp_ensemble.training.processes import ALONE, Place, part_of_batch, place_o
 
 PROGRAM = Path(__file__).parents[1] / "trained_together.py"
 CPU = torch.device("cpu")
-EPOCHS = 3
+EPOCHS = 2
 
 
 def run(out, *more):
