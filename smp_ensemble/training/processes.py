@@ -193,6 +193,8 @@ def together(place: Place, error: Exception) -> TrainingError | None:
         reason = failure_elsewhere()
         if reason is not None:
             return TrainingError(reason)
+        if "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error):
+            return TrainingError(f"one of the {place.count} processes was ended from outside, or its machine is gone")
     elif not place.is_first:
         tell_failure(place, error)
     return error if isinstance(error, TrainingError) else None
