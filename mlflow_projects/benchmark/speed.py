@@ -242,7 +242,8 @@ def markdown(results: dict[str, Any]) -> str:
     machine = results["machine"]
     held = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     lines = [
-        f"{machine['device']}, {machine['cpu']}, {machine['threads']} threads, {results['settings']['clock']} time; {held}",
+        f"{machine['device']}, {machine['cpu']}, {machine['threads']} threads; {held}; "
+        f"{results['settings']['clock']} time",
         "",
         "| what | number format | s/image | ratio (range) | same mask pixels | largest difference |",
         "|---|---|---|---|---|---|",
