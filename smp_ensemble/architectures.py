@@ -11,8 +11,10 @@ import segmentation_models_pytorch as smp
 from torch import nn
 
 from smp_ensemble import registry
+from smp_ensemble.budget import Budget, check_options
 from smp_ensemble.dropout import add_head_dropout, head_dropout
 from smp_ensemble.exceptions import ConfigError, InputError, NetworkError
+from smp_ensemble.untrusted import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -220,16 +222,28 @@ def network_config(network: nn.Module) -> dict[str, Any]:
     return config
 
 
-def from_config(config: Mapping[str, Any]) -> nn.Module:
+def from_config(config: Mapping[str, Any], weights_bytes: int = 0) -> nn.Module:
     """Builds the network that a `config.json` describes, with fresh weights; only known classes are ever called.
 
+    Nothing is fetched, whatever the configuration says, and no more memory is taken than goes with the weights.
+
+    Args:
+        config: From a file that anybody may have written.
+        weights_bytes: Size of the file of its weights.
+
     Raises:
-        NetworkError: The class is not one of smp's, or the arguments do not fit it.
+        NetworkError: The class is not one of smp's, the arguments do not fit it, or the network is far larger than its
+            weights.
+        ConfigError: The architecture is a plugin's that is not installed, or that refuses the arguments.
     """
     arguments = dict(config)
     dropout = arguments.pop(_DROPOUT_KEY, None)
     plugin = arguments.pop(_PLUGIN_KEY, None)
-    network = _smp_from(arguments) if plugin is None else _from_plugin(str(plugin), arguments)
+    with Budget(weights_bytes):
+        if plugin is None:
+            network = _smp_from(arguments)
+        else:
+            network = _from_plugin(str(plugin), {**arguments, "encoder_weights": None})
     if dropout is not None:
         try:
             add_head_dropout(network, dropout)
@@ -243,14 +257,17 @@ def _smp_from(arguments: dict[str, Any]) -> nn.Module:
     smp_class = smp.MODEL_ARCHITECTURES_MAPPING.get(name.lower())
     if smp_class is None or smp_class.__name__ != name:
         raise NetworkError(
-            f"config.json names the class '{name}', which smp does not have: "
+            f"config.json names the class '{shorten(name, 80)}', which smp does not have: "
             f"{registry.nearest(name, (known.__name__ for known in smp.MODEL_ARCHITECTURES_MAPPING.values()))}"
         )
     arguments["encoder_weights"] = None
+    check_options(arguments)
     try:
         network = smp_class(**arguments)
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        raise NetworkError(f"config.json does not fit {name}: {' '.join(str(error).split())}") from error
+    except InputError:
+        raise
+    except Exception as error:  # whatever smp and timm raise at options that they never thought of
+        raise NetworkError(f"config.json does not fit {name}: {shorten(error)}") from error
     check_network(network)
     assert isinstance(network, nn.Module)
     return network

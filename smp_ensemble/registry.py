@@ -7,6 +7,7 @@ from importlib.metadata import EntryPoint, distributions
 from typing import TYPE_CHECKING, Any
 
 from smp_ensemble.exceptions import ConfigError
+from smp_ensemble.untrusted import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -67,7 +68,7 @@ def load(group: str, name: str) -> Any:
     points = _found(group).get(name)
     word = group.rpartition(".")[2].removesuffix("s")
     if not points:
-        raise ConfigError(f"unknown {word} '{name}': {nearest(name, names(group))}")
+        raise ConfigError(f"unknown {word} '{shorten(name, 80)}': {nearest(name, names(group))}")
     if len({point.value for point in points}) > 1:
         claims = " and ".join(
             f"{point.dist.name if point.dist else 'an unnamed distribution'} ({point.value})" for point in points

@@ -13,18 +13,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "smp_ensemble"
 
-BASE = {
-    "typing",
-    "exceptions",
-    "registry",
-    "architectures",
-    "dropout",
-    "fcn",
-    "precision",
-    "testing",
-    "durable",
-    "locks",
-}
+BASE = {"typing", "exceptions", "registry", "architectures", "dropout", "fcn", "precision", "testing", "durable"}
+BASE |= {"untrusted", "budget", "locks"}
 MAY_IMPORT = {
     "data": set(),
     "metrics": set(),

@@ -32,6 +32,7 @@ from smp_ensemble.inference.payload import predict_as
 from smp_ensemble.inference.pipeline import Limits, Pipeline
 from smp_ensemble.inference.writing import FileWriter
 from smp_ensemble.precision import choose_device
+from smp_ensemble.workflows.options import PredictOptions
 from smp_ensemble.workflows.predict import pixels_in_memory, steps_of
 from smp_ensemble.workflows.results import format_table
 
@@ -129,7 +130,7 @@ def pipeline(engine: Engine, images: list[InputImage], kind: str, output: Path, 
     """What `smp-ensemble predict` does once the model is loaded."""
     writer = FileWriter(output, kind, images)
     limits = Limits(options.batch_size, options.io_threads, pixels_in_memory(engine))
-    steps = steps_of(engine, writer, kind)
+    steps = steps_of(engine, writer, kind, PredictOptions(kind=kind))
     steps = replace(steps, read=slowly(steps.read, options), finish=slowly(steps.finish, options))
     with closing(Pipeline(images, steps, limits).outcomes()) as outcomes:
         for outcome in outcomes:

@@ -28,6 +28,8 @@ Batch = dict[str, Tensor]
 Transform = Callable[[npt.NDArray[Any], npt.NDArray[Any], int], tuple[npt.NDArray[Any], npt.NDArray[Any]]]
 Sample = tuple[npt.NDArray[Any], npt.NDArray[Any], int]
 Key = tuple[int, int]
+NOTHING = -1
+"""The index of an image that counts nothing."""
 Weights = npt.NDArray[np.float64]
 
 
@@ -94,7 +96,13 @@ def ordered_loader(
 
 
 def evaluation_loader(
-    dataset: SegmentationDataset, *, batch_size: int, workers: int, divisor: int = 32
+    dataset: SegmentationDataset,
+    *,
+    batch_size: int,
+    workers: int,
+    divisor: int = 32,
+    shard: tuple[int, int] = (0, 1),
+    never_empty: bool = False,
 ) -> DataLoader[Batch]:
     """Whole images in the order of the data set, padded so that those of one batch have one size.
 
@@ -105,6 +113,9 @@ def evaluation_loader(
         batch_size: Images in a batch; the last one may hold fewer.
         workers: Processes that prepare batches, at most one for each processor; 0 prepares in this one.
         divisor: Heights and widths are rounded up to its multiples, in pixels.
+        shard: This process's rank and the number of processes; each takes whole batches, and no image comes twice.
+        never_empty: Whether a process without a batch of its own gets one that counts nothing: one image with its whole
+            mask ignored and -1 as its index.
 
     Raises:
         ConfigError: A number is out of range.
@@ -112,7 +123,12 @@ def evaluation_loader(
     _check(batch_size, workers)
     if divisor < 1:
         raise ConfigError(f"divisor: expected at least 1 pixel, found {divisor}")
-    return _loader(_Samples(dataset), workers, batch_size=batch_size, collate_fn=_PaddedCollate(divisor))
+    rank, world = shard
+    order = range(len(dataset))
+    batches = [list(order[start : start + batch_size]) for start in order[::batch_size]][rank::world]
+    if not batches and never_empty:
+        batches = [[NOTHING]]
+    return _loader(_Samples(dataset), workers, batch_sampler=batches, collate_fn=_PaddedCollate(divisor))
 
 
 class SeededBatches(Sampler[list[Key]]):
@@ -170,8 +186,8 @@ class _Samples(Dataset[Sample]):
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        image, mask = self._dataset.read(index)
-        return image, mask, index
+        image, mask = self._dataset.read(max(index, 0))
+        return image, np.full_like(mask, IGNORE_INDEX) if index == NOTHING else mask, index
 
 
 class _TransformedSamples(Dataset[Sample]):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from smp_ensemble.exceptions import DataError
 from smp_ensemble.registry import nearest
 from smp_ensemble.typing import IGNORE_INDEX, MODES, Mode
+from smp_ensemble.untrusted import shorten
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,19 +43,23 @@ def read_classes(path: Path) -> Classes | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"cannot read {path}: {shorten(error)}") from error
     names = content.get("names") if isinstance(content, dict) else None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise DataError(f'{path}: expected {{"names": ["background", ...]}}, a list of class names, found {names!r}')
+        raise DataError(
+            f'{path}: expected {{"names": ["background", ...]}}, a list of class names, found {shorten(repr(names))}'
+        )
     if len(set(names)) < len(names) or len(names) > IGNORE_INDEX:
-        raise DataError(f"{path}: expected at most {IGNORE_INDEX} different class names, found {', '.join(names)}")
+        raise DataError(
+            f"{path}: expected at most {IGNORE_INDEX} different class names, found {shorten(', '.join(names))}"
+        )
     mode = content.get("task")
     if mode is not None and mode not in MODES:
-        raise DataError(f"{path}: unknown task {mode!r}: {nearest(str(mode), MODES)}")
+        raise DataError(f"{path}: unknown task {shorten(repr(mode))}: {nearest(str(mode), MODES)}")
     ignored = content.get("ignore_index", IGNORE_INDEX)
     if ignored is not None and (not isinstance(ignored, int) or isinstance(ignored, bool)):
-        raise DataError(f"{path}: expected a whole number as ignore_index, found {ignored!r}")
+        raise DataError(f"{path}: expected a whole number as ignore_index, found {shorten(repr(ignored))}")
     return Classes(tuple(names), cast("Mode | None", mode), IGNORE_INDEX if ignored is None else ignored)
 
 
@@ -75,10 +80,10 @@ def read_splits(folder: Path) -> list[dict[str, str]] | None:
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"cannot read {path}: {error}") from error
     if "image" not in columns:
-        raise DataError(f"{path}: expected a column 'image', found {', '.join(columns) or 'an empty file'}")
+        raise DataError(f"{path}: expected a column 'image', found {shorten(', '.join(columns)) or 'an empty file'}")
     for line, row in enumerate(rows, start=2):
         if None in row or None in row.values():
-            raise DataError(f"{path} line {line}: expected {len(columns)} values ({', '.join(columns)})")
+            raise DataError(f"{path} line {line}: expected {len(columns)} values ({shorten(', '.join(columns))})")
         for column in ("image", "split"):
             row[column] = row.get(column, "").strip()
         if not row["image"]:
@@ -87,7 +92,7 @@ def read_splits(folder: Path) -> list[dict[str, str]] | None:
     grouped = any(row.get("group") for row in rows)
     for line, row in enumerate(rows, start=2):
         if not unsplit and row["split"] not in SPLITS:
-            raise DataError(f"{path} line {line}: expected split train, val or test, found '{row['split']}'")
+            raise DataError(f"{path} line {line}: expected split train, val or test, found '{shorten(row['split'])}'")
         if grouped and not row["group"]:
             raise DataError(f"{path} line {line}: expected a group, as other rows have one, found none")
     return rows

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from smp_ensemble.data.normalization import Normalization
 from smp_ensemble.ensembling.adaptive import AdaptiveRule
 from smp_ensemble.ensembling.combiners import combiner_class
 from smp_ensemble.ensembling.ensemble import Ensemble
-from smp_ensemble.ensembling.member import CONFIG_FILE, WEIGHTS_FILE, Member, load_network, save_network
+from smp_ensemble.ensembling.member import CONFIG_FILE, WEIGHTS_FILE, Member, load_network, read_weights, save_network
 from smp_ensemble.ensembling.postprocessing import PostProcessing
 from smp_ensemble.ensembling.spec import (
     COMBINER_FILE,
@@ -24,6 +23,7 @@ from smp_ensemble.ensembling.spec import (
     write_spec,
 )
 from smp_ensemble.exceptions import ConfigError, IntegrityError, NetworkError
+from smp_ensemble.untrusted import MEBI, read_limited, shorten
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,11 +39,17 @@ __all__ = [
     "load_ensemble",
     "load_member",
     "read_spec",
+    "read_training_images",
     "save_ensemble",
     "verify",
+    "verify_file",
     "write_member",
     "write_spec",
 ]
+
+
+IMAGES_BYTES = 1024 * MEBI
+"""Of the digests of a member's training images: 33 bytes each."""
 
 
 def file_sha256(path: Path) -> str:
@@ -142,19 +148,30 @@ def verify(spec: EnsembleSpec, folder: Path) -> None:
     """
     for member in spec.members:
         for name, expected in member.sha256.items():
-            _verify_file(folder.resolve() / member.folder / name, expected)
+            verify_file(folder.resolve() / member.folder / name, expected)
     if spec.combiner_sha256 is not None:
-        _verify_file(folder.resolve() / COMBINER_FILE, spec.combiner_sha256)
+        verify_file(folder.resolve() / COMBINER_FILE, spec.combiner_sha256)
 
 
-def _verify_file(path: Path, expected: str) -> None:
-    if path.resolve() != path:
-        found = f"a symbolic link to {path.resolve()}"
+def verify_file(path: Path, expected: str) -> None:
+    """Compares one file with its SHA-256.
+
+    Args:
+        path: Absolute, in a folder that is resolved.
+        expected: In hexadecimal.
+
+    Raises:
+        IntegrityError: It is missing, changed, or lies behind a symbolic link.
+    """
+    whole = False
+    if (target := path.resolve()) != path:
+        found = f"a symbolic link to {target}"
     elif not path.is_file():
         found = "no file"
     else:
         found = file_sha256(path)
-    if found != expected:
+        whole = found == expected
+    if not whole:
         raise IntegrityError(f"{path} was changed: expected SHA-256 {expected}, found {found}")
 
 
@@ -164,15 +181,29 @@ def load_member(folder: Path, entry: MemberEntry) -> Member:
 
 
 def _member_of(network: nn.Module, folder: Path, entry: MemberEntry) -> Member:
-    images = folder / entry.folder / TRAINING_IMAGES_FILE
     member = Member(
         network,
         Normalization.from_dict(entry.normalization),
         source=entry.source,
-        training_images=images.read_text(encoding="utf-8").split() if TRAINING_IMAGES_FILE in entry.sha256 else None,
+        training_images=read_training_images(folder, entry),
     )
     member.threshold, member.temperature = entry.threshold, entry.temperature
     return member
+
+
+def read_training_images(folder: Path, entry: MemberEntry) -> frozenset[str] | None:
+    """Digests of the images that a member was trained on; None: unknown. Call `verify` first.
+
+    Raises:
+        IntegrityError: The file is not one digest a line.
+    """
+    if TRAINING_IMAGES_FILE not in entry.sha256:
+        return None
+    path = folder / entry.folder / TRAINING_IMAGES_FILE
+    try:
+        return frozenset(read_limited(path, IMAGES_BYTES).decode("ascii").split())
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"cannot read {path}: {shorten(error)}") from error
 
 
 def load_ensemble(folder: Path) -> Ensemble:
@@ -185,6 +216,8 @@ def load_ensemble(folder: Path) -> Ensemble:
     spec = read_spec(folder)
     verify(spec, folder)
     combiner_class(spec.combiner)
+    for entry in spec.members:  # before anything is built
+        _check_bands(folder, entry, spec.in_channels)
     networks = [load_network(folder / entry.folder) for entry in spec.members]
     try:
         return Ensemble(
@@ -201,12 +234,21 @@ def load_ensemble(folder: Path) -> Ensemble:
             class_names=spec.class_names,
             adaptive=AdaptiveRule.from_dict(spec.adaptive) if spec.adaptive is not None else None,
         )
-    except ConfigError as error:
-        raise IntegrityError(f"{folder / ENSEMBLE_FILE} does not hold what it should: {error}") from error
+    except (ConfigError, OverflowError) as error:  # a number of hundreds of digits is no float
+        raise IntegrityError(f"{folder / ENSEMBLE_FILE} does not hold what it should: {shorten(error)}") from error
+
+
+def _check_bands(folder: Path, entry: MemberEntry, in_channels: int) -> None:
+    mean = entry.normalization.get("mean")
+    if isinstance(mean, list) and len(mean) != in_channels:
+        raise IntegrityError(
+            f"{folder / ENSEMBLE_FILE} does not hold what it should: {in_channels} bands, and {len(mean)} in the "
+            f"normalization of '{entry.folder}'"
+        )
 
 
 def _load_state(folder: Path) -> dict[str, Tensor]:
     try:
-        return load_file(folder / COMBINER_FILE)
-    except (OSError, SafetensorError) as error:
-        raise IntegrityError(f"cannot read {folder / COMBINER_FILE}: {error}") from error
+        return read_weights(folder / COMBINER_FILE)
+    except NetworkError as error:
+        raise IntegrityError(str(error)) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from smp_ensemble.architectures import check_network, from_config, network_config
 from smp_ensemble.exceptions import NetworkError
+from smp_ensemble.untrusted import MEBI, read_json, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+CONFIG_BYTES = 1 * MEBI
+_HEADER_ERRORS = (ValueError, KeyError, TypeError, RuntimeError, OverflowError)  # of types and shapes nobody has
 
 
 class Member(nn.Module):
@@ -89,19 +92,48 @@ def load_network(folder: Path) -> nn.Module:
     Raises:
         NetworkError: The configuration is not JSON, names no class of smp, or does not fit the weights.
     """
+    network = from_config(read_config(folder), weights_size(folder))
+    load_weights(network, read_weights(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
+    return network.eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What a network's `config.json` holds.
+
+    Raises:
+        NetworkError: It is missing, too large, too deep, or no JSON object.
+    """
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise NetworkError(f"cannot read {folder / CONFIG_FILE}: {error}") from error
+        config = read_json(folder / CONFIG_FILE, CONFIG_BYTES, links=True)  # as a hub's cache has it
+    except (OSError, ValueError) as error:
+        raise NetworkError(f"cannot read {folder / CONFIG_FILE}: {shorten(error)}") from error
     if not isinstance(config, dict):
         raise NetworkError(f"expected an object in {folder / CONFIG_FILE}, got {type(config).__name__}")
-    network = from_config(config)
+    return config
+
+
+def weights_size(folder: Path) -> int:
+    """Bytes of a network's file of weights.
+
+    Raises:
+        NetworkError: There is none.
+    """
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise NetworkError(f"cannot read {path}: expected a file of weights, found none")
+    return path.stat().st_size
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        NetworkError: It is missing, or its header does not fit its content.
+    """
     try:
-        tensors = load_file(folder / WEIGHTS_FILE)
-    except (OSError, SafetensorError) as error:
-        raise NetworkError(f"cannot read {folder / WEIGHTS_FILE}: {error}") from error
-    load_weights(network, tensors, str(folder / WEIGHTS_FILE))
-    return network.eval()
+        return load_file(path)
+    except (OSError, SafetensorError, *_HEADER_ERRORS) as error:
+        raise NetworkError(f"cannot read {path}: {shorten(error)}") from error
 
 
 def load_weights(network: nn.Module, tensors: dict[str, Tensor], where: str) -> None:

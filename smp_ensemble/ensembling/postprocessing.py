@@ -12,6 +12,11 @@ from typing import Any
 from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.registry import nearest
 
+LARGEST_WINDOW = 255
+MOST_ITERATIONS = 1000
+MOST_PIXELS = (1 << 31) - 1
+"""Of a radius or an area."""
+
 
 @dataclass(frozen=True)
 class Crf:
@@ -45,8 +50,8 @@ class Crf:
     bilateral_weight: float = 3.0
 
     def __post_init__(self) -> None:
-        _check_whole("crf.iterations", self.iterations, 1)
-        _check_whole("crf.window", self.window, 3)
+        _check_whole("crf.iterations", self.iterations, 1, MOST_ITERATIONS)
+        _check_whole("crf.window", self.window, 3, LARGEST_WINDOW)
         if self.window % 2 == 0:
             raise ConfigError(f"expected crf.window as an odd number of pixels, got {self.window}")
         for name in ("position_sigma", "bilateral_sigma", "colour_sigma"):
@@ -84,7 +89,7 @@ class PostProcessing:
 
     def __post_init__(self) -> None:
         for name in ("opening", "closing", "min_area", "max_hole"):
-            _check_whole(name, getattr(self, name), 0)
+            _check_whole(name, getattr(self, name), 0, MOST_PIXELS)
         if not (self.crf is None or isinstance(self.crf, Crf)):
             raise ConfigError(f"expected crf as a Crf or None, got {self.crf!r}")
 
@@ -142,9 +147,11 @@ def _checked(owner: type[Any], content: Any, word: str) -> dict[str, Any]:
     return dict(content)
 
 
-def _check_whole(name: str, value: Any, least: int) -> None:
+def _check_whole(name: str, value: Any, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"expected {name} as a whole number from {least}, got {value!r}")
+    if value > most:
+        raise ConfigError(f"expected {name} as a whole number of at most {most}, got {value}")
 
 
 def _check_number(name: str, value: Any, *, zero: bool) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from smp_ensemble.ensembling.member import CONFIG_FILE, WEIGHTS_FILE
 from smp_ensemble.exceptions import IntegrityError
 from smp_ensemble.typing import Mode, Task
+from smp_ensemble.untrusted import MEBI, is_inside, read_json, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +21,13 @@ FORMAT = 1
 ENSEMBLE_FILE = "ensemble.json"
 TRAINING_IMAGES_FILE = "training_images.txt"
 COMBINER_FILE = "combiner.safetensors"
+
+SPEC_BYTES = 4 * MEBI
+MOST_MEMBERS = 1000
+MOST_CLASSES = 1000
+MOST_BANDS = 4096
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -111,33 +120,34 @@ def read_spec(folder: Path) -> EnsembleSpec:
     """
     path = folder / ENSEMBLE_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, SPEC_BYTES)
     except FileNotFoundError as error:
         raise IntegrityError(f"expected {ENSEMBLE_FILE} in {folder}, found none: not an smp_ensemble model") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise IntegrityError(f"cannot read {path}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"cannot read {path}: {shorten(error)}") from error
     try:
         if content["format"] != FORMAT:
             raise IntegrityError(
-                f"{path} has format {content['format']!r}, this version reads {FORMAT}: update smp_ensemble"
+                f"{path} has format {shorten(repr(content['format']))}, this version reads {FORMAT}: "
+                "update smp_ensemble"
             )
         digest = content.get("combiner_sha256")
         return EnsembleSpec(
             mode=content["mode"],
-            class_names=tuple(str(name) for name in content["class_names"]),
-            in_channels=int(content["in_channels"]),
-            members=tuple(_read_entry(entry) for entry in content["members"]),
+            class_names=tuple(str(name) for name in _few(content["class_names"], "class names", MOST_CLASSES)),
+            in_channels=_bands(content["in_channels"]),
+            members=_read_entries(content["members"]),
             combiner=str(content["combiner"]),
             views=tuple(str(view) for view in content["views"]),
             temperature=float(content["temperature"]),
             threshold=float(content["threshold"]),
             reject=float(content.get("reject", 0.0)),
-            combiner_sha256=None if digest is None else str(digest),
+            combiner_sha256=None if digest is None else _digest(digest),
             postprocess=_object(content.get("postprocess", {})),
             adaptive=_object(content["adaptive"]) if "adaptive" in content else None,
         )
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise IntegrityError(f"{path} does not hold what it should: {type(error).__name__} {error}") from error
+        raise IntegrityError(f"{path} does not hold what it should: {type(error).__name__} {shorten(error)}") from error
 
 
 def _object(value: Any) -> dict[str, Any]:
@@ -146,22 +156,59 @@ def _object(value: Any) -> dict[str, Any]:
     return value
 
 
+def _few(value: Any, what: str, most: int) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"expected a list of {what}, got {value!r}")
+    if not 1 <= len(value) <= most:
+        raise ValueError(f"expected 1 to {most} {what}, got {len(value)}")
+    return value
+
+
+def _bands(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_BANDS:
+        raise ValueError(f"expected 1 to {MOST_BANDS} bands, got {value!r}")
+    return value
+
+
+def _digest(value: Any) -> str:
+    """A word that is no SHA-256 must never equal what is said of a file that is missing or a link."""
+    if not (isinstance(value, str) and DIGEST.fullmatch(value)):
+        raise ValueError(f"expected a SHA-256 in hexadecimal, got {value!r}")
+    return value
+
+
+def _read_entries(value: Any) -> tuple[MemberEntry, ...]:
+    entries = tuple(_read_entry(entry) for entry in _few(value, "members", MOST_MEMBERS))
+    folders = [entry.folder for entry in entries]
+    if len(set(folders)) < len(folders):
+        raise ValueError("expected a folder for each member, got one for several")
+    return entries
+
+
 def _read_entry(entry: Mapping[str, Any]) -> MemberEntry:
-    relative = PurePosixPath(str(entry["folder"]))
-    if relative.is_absolute() or ".." in relative.parts or "\\" in str(relative) or ":" in str(relative):
-        raise IntegrityError(f"{ENSEMBLE_FILE} names the folder '{relative}', which leaves the artifact: refused")
-    sha256 = {str(name): str(digest) for name, digest in entry["sha256"].items()}
-    allowed = {CONFIG_FILE, WEIGHTS_FILE, TRAINING_IMAGES_FILE}
-    if not {CONFIG_FILE, WEIGHTS_FILE} <= set(sha256) <= allowed:
+    relative = str(entry["folder"])
+    if not is_inside(relative):
         raise IntegrityError(
-            f"{ENSEMBLE_FILE} lists the files {sorted(sha256)} for '{relative}', expected {sorted(allowed)}"
+            f"{ENSEMBLE_FILE} names the folder '{shorten(relative)}', which leaves the artifact: refused"
         )
+    files = entry["sha256"]
+    allowed = {CONFIG_FILE, WEIGHTS_FILE, TRAINING_IMAGES_FILE}
+    if not {CONFIG_FILE, WEIGHTS_FILE} <= set(files) <= allowed:
+        raise IntegrityError(
+            f"{ENSEMBLE_FILE} lists the files {shorten(sorted(files))} for '{relative}', expected {sorted(allowed)}"
+        )
+    temperature = float(entry.get("temperature", 1.0))
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"a member's temperature must be a finite number above 0, got {temperature}")
+    threshold = float(entry.get("threshold", 0.5))
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"a member's threshold must lie between 0 and 1, got {threshold}")
     return MemberEntry(
-        str(relative),
+        relative,
         str(entry.get("source", "")),
         float(entry["weight"]),
         dict(entry["normalization"]),
-        sha256,
-        float(entry.get("threshold", 0.5)),
-        float(entry.get("temperature", 1.0)),
+        {name: _digest(digest) for name, digest in files.items()},
+        threshold,
+        temperature,
     )

@@ -27,6 +27,7 @@ OWN = "own"
 """Where a model is used: the views that it brings along."""
 
 SMALLEST_SCALE, LARGEST_SCALE = 0.1, 8.0
+MOST_SCALES = 32
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,8 @@ def _scales(part: str, factors: str) -> list[float]:
         raise ConfigError(
             f"expected numbers separated by commas in views '{part}', such as {EXAMPLE}: {error}"
         ) from error
+    if len(found) > MOST_SCALES:
+        raise ConfigError(f"expected at most {MOST_SCALES} factors in views, such as {EXAMPLE}: got {len(found)}")
     for factor in found:
         if not SMALLEST_SCALE <= factor <= LARGEST_SCALE:  # NaN too
             raise ConfigError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from smp_ensemble.architectures import output_stride
 from smp_ensemble.ensembling.member import Member
 from smp_ensemble.inference.folding import fold_batch_norms, twin_of
+from smp_ensemble.inference.upsampling import merge_upsampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +27,8 @@ def fast_form(
     member: nn.Module, device: torch.device, dtype: torch.dtype | None, *, compiled: bool = False
 ) -> nn.Module:
     """The member as the engine runs it: batch norms folded, channels last, weights in the type that multiplies.
+
+    On a CPU a decoder's doubling of maps is merged into its convolutions, too.
 
     Weights of convolutions and linear layers are cast once instead of in every call, which changes no result: autocast
     would round them alike. All other tensors, normalisation and norms that stay, keep float32. The member keeps its own
@@ -43,7 +46,10 @@ def fast_form(
         network = member.network if isinstance(member, Member) else member
         side = math.lcm(EXAMPLE_SIDE, output_stride([network]))
         where = next(iter(member.parameters())).device
-        folded = fold_batch_norms(member, torch.zeros(1, bands, side, side, device=where))
+        example = torch.zeros(1, bands, side, side, device=where)
+        folded = fold_batch_norms(member, example)
+        if device.type == "cpu":  # where it was measured to pay
+            folded = merge_upsampling(folded, example)
 
     def convert(layer: nn.Module, tensor: Tensor) -> Tensor:
         multiplies = isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) and tensor.is_floating_point()

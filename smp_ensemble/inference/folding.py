@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 CONVOLUTIONS = frozenset({"aten::convolution", "aten::conv2d", "aten::conv_transpose2d"})
 NORMS = frozenset({"aten::batch_norm", "aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm"})
 TOLERANCE = 1e-3
-"""How far a folded network may lie from the network on random numbers, relative to the largest value, to be taken."""
+"""How far a twin may lie from its network on random numbers, relative to the largest value, to be taken."""
 
 
 class _Trace(TorchDispatchMode):
@@ -73,11 +73,16 @@ def fold_batch_norms(module: nn.Module, example: Tensor) -> nn.Module:
         with torch.inference_mode(False), torch.no_grad():
             if not _fold(twin, example):
                 return module
-            expected, found = module(noise), twin(noise)
-        agree = torch.allclose(found, expected, rtol=0, atol=TOLERANCE * float(expected.abs().max()))
+            same = agree(module, twin, noise)
     except Exception:  # noqa: BLE001 (a network of anyone's: what cannot be traced or copied stays as it is)
         return module
-    return twin if agree else module
+    return twin if same else module
+
+
+def agree(module: nn.Module, twin: nn.Module, images: Tensor) -> bool:
+    """Whether two networks give the same for `images`, within `TOLERANCE`."""
+    expected, found = module(images), twin(images)
+    return torch.allclose(found, expected, rtol=0, atol=TOLERANCE * float(expected.abs().max()))
 
 
 def twin_of(module: nn.Module, convert: Callable[[nn.Module, Tensor], Tensor] | None = None) -> nn.Module:
@@ -130,7 +135,8 @@ def _fold(twin: nn.Module, example: Tensor) -> int:
     return folded
 
 
-def _is_watched(layer: nn.Module) -> bool:
+def is_watched(layer: nn.Module) -> bool:
+    """Whether hooks see what goes into the layer or comes out."""
     return bool(layer._forward_hooks or layer._forward_pre_hooks)  # noqa: SLF001 (torch has no public way to ask)
 
 
@@ -140,12 +146,12 @@ def _may_fold(layer: nn.Module) -> bool:
         return False
     if "weight" not in dict(layer.named_parameters(recurse=False)):
         return False
-    return not _is_watched(layer) and not (isinstance(layer, nn.ConvTranspose2d) and layer.groups > 1)
+    return not is_watched(layer) and not (isinstance(layer, nn.ConvTranspose2d) and layer.groups > 1)
 
 
 def _may_vanish(layer: nn.Module) -> bool:
     known = type(layer) in {nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d}
-    return known and layer.running_mean is not None and not layer.training and not _is_watched(layer)
+    return known and layer.running_mean is not None and not layer.training and not is_watched(layer)
 
 
 def _what_remains(norm: nn.Module) -> nn.Module:

@@ -50,19 +50,19 @@ def open_image(path: Path) -> Iterator[ImageRows]:
         if rows is not None:
             yield rows
             return
-    count_pixels(path)
+    size_of(path)
     yield DecodedRows(images.read_image(path))
 
 
-def count_pixels(path: Path) -> int:
-    """Pixels of an image file, from its header alone.
+def size_of(path: Path) -> tuple[int, int]:
+    """Height and width of an image file, from its header alone, however large it is where it can be read by rows.
 
     Raises:
         DataError: The file is missing or not an image, or has more pixels than can be decoded.
     """
     with geo.open_rows(path) as rows:
         if rows is not None:
-            return rows.height * rows.width
+            return rows.height, rows.width
     limit = Image.MAX_IMAGE_PIXELS
     try:
         with warnings.catch_warnings():
@@ -74,7 +74,7 @@ def count_pixels(path: Path) -> int:
         raise
     if limit is not None and height * width > limit:
         raise _too_large(path, f"{height} x {width}")
-    return height * width
+    return height, width
 
 
 def _too_large(path: Path, pixels: str) -> DataError:

@@ -18,12 +18,14 @@ from mlflow.models import Model
 from smp_ensemble.data.limits import FILES, SERVED, limits_from
 from smp_ensemble.ensembling import artifact
 from smp_ensemble.ensembling.member import Member
-from smp_ensemble.exceptions import ConfigError, InputError, IntegrityError
+from smp_ensemble.exceptions import ConfigError, InputError
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.inference.payload import answer
 from smp_ensemble.tracking import names
-from smp_ensemble.tracking.packing import FLAVOR_NAME, MLMODEL_FILE, complete
+from smp_ensemble.tracking.manifest import manifest_digest
+from smp_ensemble.tracking.packing import complete
 from smp_ensemble.tracking.runs import TrackedRun, attach, tracked_run
+from smp_ensemble.tracking.verification import verify_mlmodel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,6 +74,7 @@ def log_folder(
     model = Model(artifact_path=location, run_id=run_id, model_uuid=model_id, model_id=model_id)
     complete(folder, model=model, signature=signature)
     client.log_model_artifacts(model_id, str(folder))
+    client.set_logged_model_tags(model_id, {names.FILES_SHA256: manifest_digest(folder)})
     client.finalize_logged_model(model_id, "READY")
     outputs = client.get_run(run_id).outputs
     if model_id not in {output.model_id for output in (outputs.model_outputs if outputs else ())}:
@@ -168,27 +171,6 @@ def local_folder(uri: str) -> Path:
         raise ConfigError(f"cannot find the model '{uri}': {reason}") from error
 
 
-def verify_mlmodel(folder: Path) -> None:
-    """Compares `ensemble.json` with the SHA-256 that MLmodel holds.
-
-    Raises:
-        IntegrityError: They differ; names the file, the expected and the found SHA-256.
-    """
-    if not (folder / MLMODEL_FILE).is_file():
-        return
-    flavors = Model.load(str(folder / MLMODEL_FILE)).flavors
-    expected = flavors.get(FLAVOR_NAME, {}).get("ensemble_sha256")
-    if expected is None:
-        raise IntegrityError(
-            f"expected the flavor '{FLAVOR_NAME}' in {folder / MLMODEL_FILE}, found {', '.join(flavors)}: "
-            "not a model of smp_ensemble"
-        )
-    path = folder / artifact.ENSEMBLE_FILE
-    found = artifact.file_sha256(path) if path.is_file() else "no file"
-    if found != expected:
-        raise IntegrityError(f"{path} was changed: expected SHA-256 {expected}, found {found}")
-
-
 def load_model(uri: str) -> Ensemble:
     """Loads and verifies an ensemble, a soup or a snapshot.
 
@@ -201,10 +183,11 @@ def load_model(uri: str) -> Ensemble:
 
     Raises:
         ConfigError: There is no such model.
-        IntegrityError: A file is missing or changed.
+        IntegrityError: A file is missing or changed. Everything is verified before anything is built, and the model's
+            `code/` is not imported.
     """
     folder = local_folder(uri)
-    verify_mlmodel(folder)
+    verify_mlmodel(folder, uri)
     ensemble = artifact.load_ensemble(folder)
     first = ensemble.members[0]
     if len(ensemble.members) == 1 and isinstance(first, Member) and uri.startswith("models:/m-"):

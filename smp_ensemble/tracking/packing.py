@@ -18,6 +18,7 @@ from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.inference.payload import DEFAULT_KIND
 from smp_ensemble.inference.requests import RAISE
 from smp_ensemble.registry import nearest
+from smp_ensemble.tracking.manifest import MANIFEST_FILE, write_manifest
 
 FLAVOR_NAME = "smp_ensemble"
 LOADER_MODULE = "smp_ensemble.tracking.flavor"
@@ -101,6 +102,8 @@ def _copy_code(folder: Path) -> None:
 def complete(folder: Path, *, model: Model | None = None, signature: str = "params") -> Model:
     """Turns a folder with `ensemble.json` and its members into an MLflow model, in place; safe to repeat.
 
+    The last file is the list of all others with their SHA-256.
+
     Args:
         folder: As `artifact.save_ensemble` wrote it.
         model: MLflow's description, with ids where the model is tracked; None: a fresh one.
@@ -128,6 +131,8 @@ def complete(folder: Path, *, model: Model | None = None, signature: str = "para
         members=len(spec.members),
         ensemble_sha256=artifact.file_sha256(folder / artifact.ENSEMBLE_FILE),
         code=CODE_FOLDER,
+        manifest=MANIFEST_FILE,
     )
     model.save(str(folder / MLMODEL_FILE))
+    write_manifest(folder)
     return model

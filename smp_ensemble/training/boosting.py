@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.precision import autocast_dtype
+from smp_ensemble.training.processes import of_first
 from smp_ensemble.typing import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ class Boosting(Callback):
             return
         network = self._snapshots.network_of(pl_module)
         self._members.append({name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()})
-        self.losses = self.measure(network, seed=len(self._members))
+        losses = torch.from_numpy(self.measure(network, seed=len(self._members)))
+        self.losses = of_first(losses, next(network.parameters()).device).numpy()  # all draw the same images
         weights = np.asarray(self._method.image_weights(self.losses), dtype=np.float64)
         if weights.shape != self.losses.shape or not np.isfinite(weights).all() or not (weights >= 0).all():
             raise ConfigError(

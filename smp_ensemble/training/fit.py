@@ -21,13 +21,15 @@ from smp_ensemble.training.callback import SnapshotCallback
 from smp_ensemble.training.class_weights import class_weights
 from smp_ensemble.training.distillation import DistillationModule
 from smp_ensemble.training.host import EpochFromSteps, make_host, quiet
+from smp_ensemble.training.launching import launched
 from smp_ensemble.training.losses import make_loss
 from smp_ensemble.training.module import SegmentationModule
 from smp_ensemble.training.optimizers import freeze_encoder, make_optimizer
 from smp_ensemble.training.previews import predict_previews
+from smp_ensemble.training.processes import part_of_batch, place_of, together, told_by_first
 from smp_ensemble.training.refreshing import refresh_on_images
 from smp_ensemble.training.stopping import FiniteLoss, StopAfterStep, StopRequest, explained
-from smp_ensemble.training.stores import opened
+from smp_ensemble.training.stores import SilentStore, opened
 from smp_ensemble.training.trainers import make_trainer
 from smp_ensemble.typing import Resampling
 
@@ -36,10 +38,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import lightning.pytorch as pl
+    from torch.utils.data import DataLoader
 
     from smp_ensemble.data.datasets import SegmentationDataset
+    from smp_ensemble.data.loading import Batch
     from smp_ensemble.data.normalization import Normalization
     from smp_ensemble.training.distillation import Lesson
+    from smp_ensemble.training.processes import Place
     from smp_ensemble.typing import Snapshot, SnapshotStore, Trainer
 
 
@@ -54,7 +59,7 @@ class FitOptions:
         weight_decay: On weights of two or more dimensions.
         encoder_lr_scale: Encoder's rate as a factor of `lr`.
         freeze_encoder: Whether to keep the encoder as it is.
-        batch_size: Images in a batch.
+        batch_size: Images in a batch, of all processes together.
         crop_size: Side of the square training crops, in pixels.
         augment: Named level of augmentation.
         workers: Data loading processes; 0 loads in the training process.
@@ -66,6 +71,9 @@ class FitOptions:
         clip_norm: Gradients are scaled down to this norm; 0: they are left as they are.
         accumulate: Batches whose gradients make one step.
         patience: Epochs without a better `val_iou` after which training stops early; 0: never.
+        devices: Processes on each machine that train together, each with a device of its own; `auto`: one for each
+            GPU. Batches stay as they are: each process takes its part.
+        num_nodes: Machines; with more than one, torchrun or SLURM starts the processes.
     """
 
     loss: str = "auto"
@@ -86,6 +94,8 @@ class FitOptions:
     clip_norm: float = 0.0
     accumulate: int = 1
     patience: int = 0
+    devices: int | str = 1
+    num_nodes: int = 1
 
     def __post_init__(self) -> None:
         for name, least in (("warmup_epochs", 0), ("clip_norm", 0), ("accumulate", 1), ("patience", 0)):
@@ -130,6 +140,7 @@ def fit(
     Raises:
         ConfigError: Options that do not fit the data or each other.
         TrainingError: The loss is no number any more, or there is no room on the disk or in memory.
+            Or another process that trains with this one has failed.
         Interrupted: Ctrl-C or SIGTERM; training has stopped after its step.
     """
     options = options or FitOptions()
@@ -143,15 +154,19 @@ def fit(
         freeze_encoder(model)
     device = choose_device(options.accelerator)
     precision = resolve_precision(options.precision, device)
+    place = place_of(options.devices, options.num_nodes, device)
+    part = part_of_batch(options.batch_size, len(train_data), place)
+    if lesson is not None and place.count > 1:
+        raise ConfigError(f"a student learns from its teacher in one process, got {place.count}: use devices=1")
     method = make_trainer(trainer) if isinstance(trainer, str) else trainer
     if options.patience and method.averager() is not None:
         raise ConfigError(
             f"patience={options.patience} watches the scores of the network, but '{method.name}' keeps an average of "
             "its weights, which is scored at the end alone: use patience=0"
         )
-    module = _module(model, normalization, train_data, options, lesson)
+    module = _module(model, normalization, train_data, options, lesson, place)
     transform = TrainTransform(options.crop_size, fill=normalization.raw_mean(), augment=options.augment)
-    with opened(store) as kept:
+    with opened(store if place.is_first else SilentStore()) as kept, launched(place, kept.close):
         callback = SnapshotCallback(
             method,
             mode=train_data.task.mode,
@@ -169,6 +184,7 @@ def fit(
                 data=train_data,
                 batch_size=options.batch_size,
                 precision=precision,
+                shard=place.shard,
             ),
             resampling=True,
         )  # fmt: skip
@@ -191,15 +207,23 @@ def fit(
         train_loader = training_loader(
             train_data,
             transform,
-            batch_size=options.batch_size,
+            batch_size=part,
             seed=options.seed,
             workers=options.workers,
             epoch_of=epoch,
+            shard=place.shard,
             weights_of=lambda: boosting.weights if boosting else None,
             teaching=lesson.soft_targets if lesson is not None else None,
         )
-        val_loader = evaluation_loader(val_data, batch_size=options.batch_size, workers=options.workers, divisor=stride)
-        torch.manual_seed(options.seed)  # dropout; batches and augmentation have seeds of their own
+        val_loader = evaluation_loader(
+            val_data,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            divisor=stride,
+            shard=place.shard,
+            never_empty=True,
+        )
+        torch.manual_seed(options.seed + place.rank)  # dropout; batches and augmentation have seeds of their own
         with quiet(), StopRequest() as request:
             callbacks: list[pl.Callback] = [FiniteLoss(), callback, StopAfterStep(request)]
             if boosting is not None:
@@ -213,29 +237,57 @@ def fit(
                 clip_norm=options.clip_norm,
                 accumulate=options.accumulate,
                 patience=options.patience,
+                place=place,
             )
             epoch.bind(host, -(-len(train_loader) // options.accumulate))
-            try:
-                host.fit(
-                    module,
-                    train_loader,
-                    val_loader,
-                    ckpt_path=str(resume_from) if resume_from else None,
-                    weights_only=True,  # a checkpoint holds tensors and plain values: nothing in it is executed
-                )
-            except SystemExit as error:
-                # Lightning answers Ctrl-C by leaving the process; the one who called decides that.
-                if isinstance(error.__context__, KeyboardInterrupt):
-                    raise error.__context__ from None
-                request.act(host)
-                raise
-            except Exception as error:
-                known = explained(error, host, options.batch_size)
-                if known is None:
-                    raise
-                raise known from error
+            _train(
+                host,
+                module,
+                (train_loader, val_loader),
+                resume_from=resume_from,
+                request=request,
+                batch_size=options.batch_size,
+                place=place,
+            )
             request.act(host)  # it came when the last step was done
         return kept.snapshots()
+
+
+def _train(
+    host: pl.Trainer,
+    module: SegmentationModule,
+    loaders: tuple[DataLoader[Batch], DataLoader[Batch]],
+    *,
+    resume_from: Path | None,
+    request: StopRequest,
+    batch_size: int,
+    place: Place,
+) -> None:
+    """Lets the host loop; what goes wrong is an error that says so."""
+    try:
+        checkpoint = str(resume_from or "")
+        if place.count > 1:
+            host.strategy.setup_environment()  # the processes find each other
+            checkpoint = told_by_first(checkpoint, host.strategy.root_device)
+        host.fit(
+            module,
+            *loaders,
+            ckpt_path=checkpoint or None,
+            weights_only=True,  # a checkpoint holds tensors and plain values: nothing in it is executed
+        )
+    except SystemExit as error:
+        # Lightning answers Ctrl-C by leaving the process; the one who called decides that.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        request.act(host)
+        raise
+    except Exception as error:
+        known = explained(error, host, batch_size)
+        if place.count > 1:
+            known = together(place, known or error)
+        if known is None:
+            raise
+        raise known from error
 
 
 def _together(digests: Collection[str], earlier: Collection[str] | None) -> tuple[str, ...] | None:
@@ -249,10 +301,15 @@ def _module(
     data: SegmentationDataset,
     options: FitOptions,
     lesson: Lesson | None,
+    place: Place,
 ) -> SegmentationModule:
     task = data.task
     weights = class_weights(options.class_weights, data)
-    make = SegmentationModule if lesson is None else partial(DistillationModule, lesson=lesson)
+    make = (
+        partial(SegmentationModule, processes=place.count)
+        if lesson is None
+        else partial(DistillationModule, lesson=lesson)
+    )
     return make(
         model,
         normalization,

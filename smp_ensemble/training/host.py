@@ -6,18 +6,25 @@ import contextlib
 import logging
 import sys
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
+from lightning.pytorch.plugins import TorchSyncBatchNorm
+from lightning.pytorch.strategies import DDPStrategy
 
 from smp_ensemble.training.checkpointing import Checkpointing, DurableCheckpointIO
+from smp_ensemble.training.processes import ALONE
+from smp_ensemble.training.synced_batch_norm import BatchNormSync
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     import torch
+
+    from smp_ensemble.training.processes import Place
 
 
 def make_host(
@@ -30,6 +37,7 @@ def make_host(
     clip_norm: float = 0.0,
     accumulate: int = 1,
     patience: int = 0,
+    place: Place = ALONE,
 ) -> pl.Trainer:
     """The Lightning trainer: it loops; schedules, snapshots and tracking are the callback's."""
     terminal = sys.stderr.isatty()
@@ -41,13 +49,21 @@ def make_host(
         callbacks = [*callbacks, TQDMProgressBar(leave=False)]
     if checkpoint_folder is not None:
         callbacks = [*callbacks, Checkpointing(checkpoint_folder)]
+    plugins: list[Any] = [DurableCheckpointIO()]
+    if place.count > 1:
+        plugins.append(TorchSyncBatchNorm() if device.type == "cuda" else BatchNormSync())
+        if not place.external:
+            plugins.append(LightningEnvironment())
     return pl.Trainer(
         max_epochs=epochs,
         accelerator=device.type,
-        devices=1,
+        devices=place.on_machine,
+        num_nodes=place.count // place.on_machine,
+        # Encoders of less than their full depth keep layers that nothing goes through.
+        strategy=DDPStrategy(find_unused_parameters=True) if place.count > 1 else "auto",
         precision=precision,  # type: ignore[arg-type]  # one of Lightning's words: resolve_precision has checked it
         callbacks=callbacks,
-        plugins=[DurableCheckpointIO()],
+        plugins=plugins,
         logger=False,
         enable_checkpointing=checkpoint_folder is not None,
         enable_progress_bar=terminal,
@@ -78,7 +94,10 @@ class EpochFromSteps:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keeps Lightning's advertisements and advice, which do not apply here, off the terminal."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch")]
+    loggers = [
+        logging.getLogger(name)
+        for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch", "lightning.fabric")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)

@@ -26,6 +26,7 @@ def refresh_on_images(
     batch_size: int,
     precision: str,
     label: str = "batch norm",
+    shard: tuple[int, int] = (0, 1),
 ) -> None:
     """Measures the batch-norm statistics of `network` anew on whole images, in the number format of prediction.
 
@@ -39,12 +40,14 @@ def refresh_on_images(
         batch_size: Images at once.
         precision: Lightning's words.
         label: Of the progress bar.
+        shard: This process's rank and the number of processes: each reads whole batches, and all get the statistics
+            that one process would find.
     """
     if not has_batch_norm(network):
         return
     device = next(network.parameters()).device
     dtype = autocast_dtype(precision)
-    whole = evaluation_loader(data, batch_size=batch_size, workers=0, divisor=output_stride([network]))
-    batches = tqdm(whole, desc=label, unit="batch", leave=False, disable=None)
+    whole = evaluation_loader(data, batch_size=batch_size, workers=0, divisor=output_stride([network]), shard=shard)
+    batches = tqdm(whole, desc=label, unit="batch", leave=False, disable=True if shard[0] else None)
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         refresh_batch_norm(nn.Sequential(normalization, network), batches)

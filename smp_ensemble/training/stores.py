@@ -9,9 +9,26 @@ from smp_ensemble import registry
 from smp_ensemble.exceptions import UndeliveredError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-    from smp_ensemble.typing import SnapshotStore
+    from smp_ensemble.typing import Snapshot, SnapshotRecord, SnapshotStore
+
+
+class SilentStore:
+    """Keeps nothing: the store of all processes but the first."""
+
+    def save_snapshot(self, record: SnapshotRecord) -> None:
+        """Does nothing."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Does nothing."""
+
+    def snapshots(self) -> list[Snapshot]:
+        """None."""
+        return []
+
+    def close(self, error: str | None = None) -> None:
+        """Does nothing."""
 
 
 def open_default_store() -> SnapshotStore:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from smp_ensemble.architectures import create_network, from_config
-from smp_ensemble.ensembling.member import CONFIG_FILE, WEIGHTS_FILE, load_weights
+from smp_ensemble.ensembling.member import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    load_weights,
+    read_config,
+    read_weights,
+    weights_size,
+)
 from smp_ensemble.exceptions import ConfigError, NetworkError
 
 if TYPE_CHECKING:
@@ -60,8 +64,8 @@ def load_checkpoint(
         NetworkError: It cannot be read without unpickling code, or does not fit the architecture or the data.
     """
     if path.is_dir():
-        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-        network = from_config(config)
+        config = read_config(path)
+        network = from_config(config, weights_size(path))
         outputs, bands = config.get("classes"), config.get("in_channels")
         if (outputs, bands) != (task.num_outputs, task.in_channels):
             raise NetworkError(
@@ -89,9 +93,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         if path.suffix.lower() == ".safetensors":
-            return load_file(path)
+            return read_weights(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError) as error:
+    except NetworkError:
+        raise
+    except OSError as error:
         raise NetworkError(f"cannot read {path}: {error}") from error
     except Exception as error:  # torch raises whatever its unpickler raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -37,6 +37,7 @@ from smp_ensemble.workflows.comparing import (
     time_ratio,
 )
 from smp_ensemble.workflows.guards import check_fits
+from smp_ensemble.workflows.joining import place_for
 from smp_ensemble.workflows.results import Report
 from smp_ensemble.workflows.resuming import telling
 from smp_ensemble.workflows.starting import TRACKED, describe_network, find_start, new_network, start_from
@@ -138,6 +139,8 @@ def distill(options: DistillOptions) -> Report:
         IntegrityError: A file of the teacher is missing or changed.
     """
     check_shares(options.alpha, options.soften)
+    if place_for(options).count > 1:
+        raise ConfigError(f"a student learns from its teacher in one process, got devices={options.devices}: use 1")
     if options.alpha == 1 and options.unlabelled:
         raise ConfigError("alpha=1 learns from masks alone, which unlabelled images do not have: choose a smaller one")
     planned = _one_training(options)

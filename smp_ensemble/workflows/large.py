@@ -8,7 +8,6 @@ from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.inference import geo
 from smp_ensemble.inference.raster import predict_raster
 from smp_ensemble.inference.tiling import TILE, make_grid
-from smp_ensemble.inference.windows import count_pixels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,15 +32,9 @@ def check_tiles(options: PredictOptions) -> None:
     make_grid(1, 1, TILE, options.overlap)
 
 
-def is_large(path: Path, options: PredictOptions) -> bool:
-    """Whether an image is predicted in tiles: all are where `--tile` is given, else those of very many pixels.
-
-    Raises:
-        DataError: The file is missing or not an image.
-    """
-    if options.tile is not None:
-        return True
-    return options.kind != "rle" and count_pixels(path) > LARGE_PIXELS
+def is_large(size: tuple[int, int], options: PredictOptions) -> bool:
+    """Whether an image of this height and width is cut into tiles: all are with `--tile`, else very large ones."""
+    return options.tile is not None or (options.kind != "rle" and size[0] * size[1] > LARGE_PIXELS)
 
 
 def predict_large(engine: Engine, source: Path, target: Path, options: PredictOptions) -> Path:

@@ -9,7 +9,8 @@ from smp_ensemble.ensembling import artifact
 from smp_ensemble.ensembling.member import Member
 from smp_ensemble.evaluation.guards import check_leaks, task_of
 from smp_ensemble.exceptions import NetworkError
-from smp_ensemble.tracking.flavor import load_model, local_folder, verify_mlmodel
+from smp_ensemble.tracking.flavor import load_model, local_folder
+from smp_ensemble.tracking.verification import verify_mlmodel
 from smp_ensemble.typing import Task
 from smp_ensemble.workflows.guards import check_alike, check_fits
 
@@ -89,15 +90,12 @@ def inspect_snapshots(snapshots: Sequence[Snapshot], splits: DataSplits) -> list
 
 def _inspect(uri: str) -> StoredMember:
     folder = local_folder(uri)
-    verify_mlmodel(folder)
+    verify_mlmodel(folder, uri)
     spec = artifact.read_spec(folder)
     artifact.verify(spec, folder)
     _check_one(uri, len(spec.members))
     (entry,) = spec.members
-    images = None
-    if artifact.TRAINING_IMAGES_FILE in entry.sha256:
-        lines = (folder / entry.folder / artifact.TRAINING_IMAGES_FILE).read_text(encoding="utf-8")
-        images = frozenset(lines.split())
+    images = artifact.read_training_images(folder, entry)
     return StoredMember(uri, Task(spec.mode, spec.class_names, spec.in_channels), entry, images)
 
 

@@ -70,6 +70,11 @@ def parse_positive(text: str) -> int:
     return value
 
 
+def parse_devices(text: str) -> int | str:
+    """`auto`, or a whole number above 0."""
+    return text if text == "auto" else parse_positive(text)
+
+
 def option(default: Any, help_text: str, parse: Callable[[str], Any] | None = None, **extra: Any) -> Any:
     """A dataclass field that is an option: `parse` turns what was typed into its value."""
     metadata = {"help": help_text, "parse": parse or type(default), **extra}
@@ -145,12 +150,19 @@ class TrainOptions(PartOptions):
     clip_norm: float = option(0.0, "largest norm of the gradients; 0: no limit")
     accumulate: int = option(1, "batches whose gradients make one step", parse_positive)
     patience: int = option(0, "stop after so many epochs without a better val_iou; 0: never")
-    batch_size: int = option(8, "images in a batch", parse_positive)
+    batch_size: int = option(8, "images in a batch, of all processes together", parse_positive)
     crop_size: int = option(128, "side of the square training crops, in pixels", parse_positive)
     augment: str = option("default", "level of augmentation: default, flips or none")
     workers: int = option(0, "data loading processes; 0: none, and the same batches")
     precision: str = option("auto", "Lightning's words (32, bf16-mixed, ...) or auto")
     accelerator: str = option("auto", "auto, cpu, cuda or mps")
+    devices: int | str = option(
+        1,
+        "processes on each machine that train together, each with its part of each batch: a whole number, or auto, one "
+        "for each GPU (docs/scaling.md)",
+        parse_devices,
+    )
+    num_nodes: int = option(1, "machines; with more than one, torchrun or srun starts the processes", parse_positive)
     init: str = option(
         "",
         "start from trained weights: models:/m-... of a tracked snapshot, a checkpoint file or a folder of smp's; "

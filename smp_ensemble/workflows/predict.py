@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
 from tqdm import tqdm
 
 from smp_ensemble.data.images import image_size, read_image
@@ -17,6 +19,7 @@ from smp_ensemble.inference.files import find_images
 from smp_ensemble.inference.payload import check_kind, predict_raw, render
 from smp_ensemble.inference.pipeline import IN_FLIGHT_BYTES, Limits, Pipeline, Steps
 from smp_ensemble.inference.tables import write_csv
+from smp_ensemble.inference.windows import size_of
 from smp_ensemble.inference.writing import FileWriter
 from smp_ensemble.metrics.uncertainty import max_entropy
 from smp_ensemble.precision import choose_device
@@ -25,7 +28,7 @@ from smp_ensemble.workflows.large import check_tiles, is_large, predict_large
 from smp_ensemble.workflows.results import Report
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from smp_ensemble.inference.files import InputImage
     from smp_ensemble.inference.pipeline import Array
@@ -96,15 +99,14 @@ def predict(options: PredictOptions) -> Prediction:
     )  # fmt: skip
     todo = writer.todo() if options.skip_existing else images
     limits = Limits(options.batch_size, options.io_threads, pixels_in_memory(engine))
-    small, errors = _predict_large_ones(todo, engine, writer, options)
-    errors = _predict_all(small, steps_of(engine, writer, kind), limits, writer, errors)
+    errors = _predict_all(todo, steps_of(engine, writer, kind, options), limits, writer)
     if len(errors) == len(images):
         raise DataError(f"none of the {len(images)} images could be predicted; the first: {errors[0][1]}")
     return Prediction(writer.close(), len(todo) - len(errors), errors, len(images) - len(todo), engine.mean_members)
 
 
-def steps_of(engine: Engine, writer: FileWriter, kind: str) -> Steps:
-    """What is done to an image of ordinary size."""
+def steps_of(engine: Engine, writer: FileWriter, kind: str, options: PredictOptions) -> Steps:
+    """What is done to an image of ordinary size, and to one that is cut into tiles."""
 
     def read(image: InputImage) -> Array:
         pixels = read_image(image.path)
@@ -119,7 +121,23 @@ def steps_of(engine: Engine, writer: FileWriter, kind: str) -> Steps:
     def finish(image: InputImage, pixels: Array, raw: Any) -> Row | None:
         return writer.save(image, render(engine.ensemble, pixels, raw, kind))
 
-    return Steps(lambda image: image_size(image.path), read, run, finish)
+    def large(image: InputImage, size: tuple[int, int]) -> Callable[[], Row | None] | None:
+        return partial(cut, image) if is_large(size, options) else None
+
+    def cut(image: InputImage) -> None:
+        predict_large(engine, image.path, writer.target(image), options)
+
+    return Steps(_measure, read, run, finish, large)
+
+
+def _measure(image: InputImage) -> tuple[int, int]:
+    """Height and width; of images that are too large for Pillow too, because those can be cut into tiles."""
+    try:
+        return image_size(image.path)
+    except DataError as error:
+        if isinstance(error.__cause__, Image.DecompressionBombError | Image.DecompressionBombWarning):
+            return size_of(image.path)
+        raise
 
 
 def pixels_in_memory(engine: Engine) -> int:
@@ -128,31 +146,11 @@ def pixels_in_memory(engine: Engine) -> int:
     return IN_FLIGHT_BYTES // (FLOAT_BYTES * ((engine.in_channels or 3) + outputs))
 
 
-def _predict_large_ones(
-    images: Sequence[InputImage], engine: Engine, writer: FileWriter, options: PredictOptions
-) -> tuple[list[InputImage], list[tuple[str, str]]]:
-    """Predicts images that are cut into tiles; returns the others, and name and reason of each that could not be."""
-    small: list[InputImage] = []
-    errors: list[tuple[str, str]] = []
-    for image in images:
-        try:
-            if is_large(image.path, options):
-                predict_large(engine, image.path, writer.target(image), options)
-            else:
-                small.append(image)
-        except DataError as error:
-            errors.append((image.name, str(error)))
-    return small, errors
-
-
 def _predict_all(
-    images: Sequence[InputImage], steps: Steps, limits: Limits, writer: FileWriter, failed: Sequence[tuple[str, str]]
+    images: Sequence[InputImage], steps: Steps, limits: Limits, writer: FileWriter
 ) -> list[tuple[str, str]]:
-    """Predicts and writes; name and reason of each image that could not be, also listed in a file, however it ends.
-
-    `failed` are those that could not be before.
-    """
-    errors = list(failed)
+    """Predicts and writes; name and reason of each image that could not be, also listed in a file, however it ends."""
+    errors: list[tuple[str, str]] = []
     listed = writer.folder / ERRORS_FILE
     listed.unlink(missing_ok=True)  # of an earlier attempt
     bar = tqdm(total=len(images), desc="predict", unit="image", leave=False, disable=None)

@@ -16,6 +16,7 @@ from smp_ensemble.tracking.settling import settle
 from smp_ensemble.training.plans import make_plan
 from smp_ensemble.typing import MODES
 from smp_ensemble.workflows.crossval import summarize
+from smp_ensemble.workflows.joining import place_for
 from smp_ensemble.workflows.options import PartOptions
 from smp_ensemble.workflows.results import Report
 from smp_ensemble.workflows.resuming import AUTO, begun, identity_of, telling
@@ -171,6 +172,7 @@ def train(options: TrainOptions, check: Callable[[Task], None] | None = None) ->
         fold=options.fold,
         seed=options.seed,
     )
+    place_for(options, trainings=len(plan))
     method = method_of(options)
     method.schedule(options.epochs, 1)  # cycles that do not fit are an error before any data is read
     whole = load_splits(replace(options, fold=None))

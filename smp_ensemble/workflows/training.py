@@ -25,9 +25,11 @@ from smp_ensemble.tracking.store import MlflowStore, Resumable
 from smp_ensemble.training.checkpointing import completed_epochs
 from smp_ensemble.training.fit import FitOptions, fit
 from smp_ensemble.training.previews import preview_indices
+from smp_ensemble.training.processes import leave_group
 from smp_ensemble.training.trainers import GROUP, describe, make_trainer
 from smp_ensemble.training.warmup import warmed_up
 from smp_ensemble.workflows.crossval import LeftOutScores, score_left_out
+from smp_ensemble.workflows.joining import place_for, refuse_finished, train_along
 from smp_ensemble.workflows.resuming import begun, identity_of
 from smp_ensemble.workflows.starting import new_network, normalization_for
 
@@ -149,6 +151,9 @@ def run_training(
         UndeliveredError: It is trained, and waits on local disk for a tracking server that is away.
     """
     began = time.perf_counter()
+    place = place_for(options)
+    if not place.is_first:
+        train_along(options, splits, method, start, fit_options(options))
     task = splits.task
     params = {**configuration(options, method, start), "mode": task.mode, **(lesson.params if lesson else {})}
     identity = identity or identity_of(
@@ -161,6 +166,7 @@ def run_training(
         params={name: as_param(value) for name, value in params.items()},
     ) as found:
         if isinstance(found, str):
+            refuse_finished(place, found)
             finished = _finished(found, splits, options, planned)
             if then is not None:
                 then(None, finished.snapshots)
@@ -204,11 +210,13 @@ def run_training(
                     checkpoint_folder=state.folder,
                 )
             except UndeliveredError as error:
+                leave_group()
                 if splits.left_out is not None or then is not None:
                     raise DeliveryError(f"{error}; what comes after the training is not done yet") from error
                 _draw(store, method, options, [])
                 store.finish_later()
                 raise
+            leave_group()
             del network  # what comes now works on the stored snapshots
             left_out = None
             if splits.left_out is not None:

@@ -173,3 +173,40 @@ def test_ordered_batches_hold_each_image_once(dataset):
     assert [len(batch["image"]) for batch in batches] == [4, 4, 4, 2]
     assert same(batches, list(ordered_loader(dataset, transform, batch_size=4, seed=3)))
     assert not same(batches, list(ordered_loader(dataset, transform, batch_size=4, seed=4)))
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_parts_of_processes_make_up_the_batches_of_one(dataset, processes):
+    def batches(size, shard=(0, 1)):
+        loader = training_loader(
+            dataset, TrainTransform(32, fill=(0, 0, 0)), batch_size=size, seed=3, workers=0, epoch_of=lambda: 1,
+            shard=shard,
+        )  # fmt: skip
+        return list(loader)
+
+    whole = batches(4)
+    parts = [batches(4 // processes, (rank, processes)) for rank in range(processes)]
+    assert {len(part) for part in parts} == {len(whole)}
+    for step, batch in enumerate(whole):
+        for name, tensor in batch.items():
+            assert torch.equal(torch.cat([part[step][name] for part in parts]), tensor)
+
+
+def test_processes_evaluate_each_image_once_in_the_batches_of_one(dataset):
+    whole = [batch["index"].tolist() for batch in evaluation_loader(dataset, batch_size=3, workers=0)]
+    for processes in (2, 3, len(whole) + 1):
+        parts = [
+            [
+                batch["index"].tolist()
+                for batch in evaluation_loader(dataset, batch_size=3, workers=0, shard=(rank, processes))
+            ]
+            for rank in range(processes)
+        ]
+        assert sorted(indices for part in parts for indices in part) == whole
+
+
+def test_a_process_without_a_batch_gets_one_that_counts_nothing(dataset):
+    (batch,) = evaluation_loader(dataset, batch_size=1000, workers=0, shard=(1, 2), never_empty=True)
+    assert batch["index"].tolist() == [-1]
+    assert (batch["mask"] == 255).all()
+    assert not list(evaluation_loader(dataset, batch_size=1000, workers=0, shard=(1, 2)))

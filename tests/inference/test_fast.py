@@ -14,6 +14,7 @@ from smp_ensemble.ensembling.member import Member
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.inference.fast import Compiled, fast_form
 from smp_ensemble.inference.folding import fold_batch_norms
+from smp_ensemble.inference.upsampling import merge_upsampling
 
 CPU = torch.device("cpu")
 
@@ -30,16 +31,17 @@ def make_images() -> torch.Tensor:
 
 @torch.inference_mode()
 def test_casting_weights_once_changes_nothing(member):
-    folded = fold_batch_norms(member, torch.zeros(1, 3, 64, 64)).to(memory_format=torch.channels_last)
+    example = torch.zeros(1, 3, 64, 64)
+    merged = merge_upsampling(fold_batch_norms(member, example), example).to(memory_format=torch.channels_last)
     fast = fast_form(member, CPU, torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(fast(make_images()), folded(make_images()))
+        assert torch.equal(fast(make_images()), merged(make_images()))
 
 
 def test_only_what_multiplies_is_cast(member):
     fast = fast_form(member, CPU, torch.bfloat16)
     for layer in fast.modules():
-        expected = torch.bfloat16 if isinstance(layer, nn.Conv2d) else torch.float32
+        expected = torch.bfloat16 if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) else torch.float32
         assert {tensor.dtype for tensor in layer.parameters(recurse=False)} <= {expected}
     assert {tensor.dtype for tensor in fast.normalization.buffers()} == {torch.float32}
     assert not any(tensor.requires_grad for tensor in fast.parameters())

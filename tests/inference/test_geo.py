@@ -15,7 +15,7 @@ from smp_ensemble.data.images import read_image
 from smp_ensemble.exceptions import DataError
 from smp_ensemble.inference import geo
 from smp_ensemble.inference.rows import Place
-from smp_ensemble.inference.windows import count_pixels, open_image
+from smp_ensemble.inference.windows import open_image, size_of
 
 TRANSFORM = Affine(0.2, 0, 400000, 0, -0.2, 5000000)
 
@@ -48,7 +48,7 @@ def test_pixels_are_those_of_read_image(tmp_path, mode, suffix):
     assert pixels.dtype == expected.dtype
     assert np.array_equal(pixels, expected)
     assert valid.all()
-    assert count_pixels(path) == 20 * 31
+    assert size_of(path) == (20, 31)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "uint32", "float32", "float64"])

@@ -162,12 +162,7 @@ def test_files_are_those_of_a_plain_loop_whatever_the_batches(command, models, k
     for batch in ("1", "3"):
         code, values, _ = command(*RUN, "--kind", kind, "--output", f"out{batch}", "--batch-size", batch)
         assert (code, values["count"], values["errors"]) == (0, len(SIZES), {})
-        if batch == "1" or kind not in {"probabilities", "uncertainty"}:
-            assert contents(models / f"out{batch}") == contents(models / "loop")
-        else:  # a batch of tiny images may be rounded in another way than each alone
-            for path in (models / "loop").glob("*.npy"):
-                found = np.load(models / f"out{batch}" / path.name, allow_pickle=False)
-                np.testing.assert_allclose(found, np.load(path, allow_pickle=False), rtol=1e-4, atol=1e-6)
+        assert contents(models / f"out{batch}") == contents(models / "loop")
 
 
 def test_what_is_broken_in_any_way_is_listed_in_order_and_the_rest_is_predicted(command, models, monkeypatch):
@@ -186,9 +181,9 @@ def test_what_is_broken_in_any_way_is_listed_in_order_and_the_rest_is_predicted(
     arguments = [*RUN[:4], "images/list.csv", *RUN[5:]]
     code, values, _ = command(*arguments, "--output", "out")
     assert code == 0
-    assert list(values["errors"]) == ["12.png", "10.png", "08.png", "04.png", "03.jpg", "00.png", "gone.png"]
     assert values["count"] == 7
     reasons = pd.read_csv(models / "out" / "errors.csv").set_index("name")["error"]
+    assert list(reasons.index) == ["12.png", "10.png", "08.png", "04.png", "03.jpg", "00.png", "gone.png"]
     assert reasons.to_dict() == values["errors"]
     for name, reason in {
         "00.png": "cannot read image images/00.png: expected PNG, JPEG, TIFF, BMP or WebP, found none",
@@ -219,7 +214,7 @@ def test_none_at_all_is_an_error_and_none_left_is_none(command, models):
         assert list(values["errors"]) == ["broken.png"]
     (models / "images" / "broken.png").unlink()
     code, values, _ = command(*RUN, "--skip-existing", "true")
-    assert values == {"output": "predictions", "count": 0, "kept": 1, "errors": {}}
+    assert values == {"output": "predictions", "count": 0, "kept": 1, "errors": {}, "members_used": None}
     assert not (models / "predictions" / "errors.csv").exists()
 
 
