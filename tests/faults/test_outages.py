@@ -55,12 +55,12 @@ class Server:
         return folder
 
     def digests(self, model_id):
-        """SHA-256 of the files of a logged model, and of what an upload left there; `MLmodel` holds ids and times."""
+        """SHA-256 of the files of a logged model, and of what an upload left there; `MLmodel` holds ids, and files.sha256 its digest."""
         folder = self.folder_of(model_id)
         return {
             str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in folder.rglob("*")
-            if path.is_file() and path.name != "MLmodel"
+            if path.is_file() and path.name not in {"MLmodel", "files.sha256"}
         }
 
 
