@@ -55,7 +55,7 @@ class Server:
         return folder
 
     def digests(self, model_id):
-        """SHA-256 of the files of a logged model, and of what an upload left there; `MLmodel` holds ids, and files.sha256 its digest."""
+        """SHA-256 of a logged model's files, and of what an upload left; without those that tell ids (`MLmodel`)."""
         folder = self.folder_of(model_id)
         return {
             str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
