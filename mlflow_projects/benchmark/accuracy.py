@@ -11,7 +11,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from study.cell import Setting
-from study.plan import read_rows, read_study
+from study.plan import REFERENCE, read_rows, read_study
 from study.runner import described, run_study
 
 FOLDER = Path(__file__).parent
@@ -69,7 +69,8 @@ class tracked:  # noqa: N801 (used like a function)
     def _log(self, row: dict[str, Any]) -> None:
         with self._mlflow.start_run(run_name=row["id"], nested=True):
             known = ("method", "stage", "epochs", "fold", "seed", "device", "precision", "torch")
-            self._mlflow.log_params({name: row[name] for name in known if name in row} | row.get("recipe", {}))
+            recipe = row["recipe"] if row["stage"] != REFERENCE else {}
+            self._mlflow.log_params({name: row[name] for name in known if name in row} | recipe)
             for name, system in row["systems"].items():
                 key = name.replace(" ", "_")
                 self._mlflow.log_metrics({f"{key}/val_iou": system["val_iou"], f"{key}/val_nll": system["val_nll"]})

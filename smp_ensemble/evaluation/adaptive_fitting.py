@@ -137,7 +137,7 @@ def fit_table(opened: npt.NDArray[np.int64], changed: npt.NDArray[np.int64]) -> 
 
     Example:
         >>> fit_table(np.array([[0, 1000, 9000]]), np.array([[0, 100, 9]])).round(4).tolist()
-        [[1.0, 0.1169, 0.0018]]
+        [[1.0, 0.1167, 0.0017]]
     """
     table = np.ones(opened.shape)
     for row, seen, hits in zip(table, opened, changed, strict=True):

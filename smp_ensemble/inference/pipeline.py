@@ -15,7 +15,7 @@ import numpy.typing as npt
 from smp_ensemble.exceptions import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from smp_ensemble.inference.files import InputImage
     from smp_ensemble.inference.tables import Row
@@ -139,7 +139,11 @@ class Pipeline:
         try:
             while self._emitted < len(self._images):
                 self._wake.clear()
-                self._release()
+                try:
+                    self._release()
+                except Exception:
+                    yield from self._ready()  # what is finished stays so
+                    raise
                 self._begin()
                 self._admit()
                 if self._large:
@@ -149,11 +153,15 @@ class Pipeline:
                     self._predict(batch)
                 elif self._emitted not in self._outcomes:
                     self._wake.wait()
-                while self._emitted in self._outcomes:
-                    yield self._outcomes.pop(self._emitted)
-                    self._emitted += 1
+                yield from self._ready()
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _ready(self) -> Iterator[Outcome]:
+        """The outcomes that come next and are there."""
+        while self._emitted in self._outcomes:
+            yield self._outcomes.pop(self._emitted)
+            self._emitted += 1
 
     def _submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
         future = self._pool.submit(work, *arguments)
@@ -171,12 +179,18 @@ class Pipeline:
         self._outcomes[job.index] = Outcome(job.image, error=str(error))
 
     def _release(self) -> None:
-        """Takes note of what is written, and gives its memory to others."""
+        """Takes note of what is written, and gives its memory to others; what ends it all is raised at the end."""
+        fatal: Exception | None = None
         while self._written:
             job, future = self._written.popleft()
             self._writing -= 1
             self._in_flight -= job.pixels
-            self._note(job, future.result)
+            try:
+                self._note(job, future.result)
+            except Exception as error:  # noqa: BLE001 (raised below)
+                fatal = fatal or error
+        if fatal is not None:
+            raise fatal
 
     def _begin(self) -> None:
         """Has headers read, far enough ahead of what is finished."""

@@ -145,8 +145,9 @@ def undisturbed(server, proxied, known, make_tiny_network, tiny_splits):
     return known["left"]
 
 
-def test_random_faults_change_nothing(server, proxied, undisturbed, make_tiny_network, tiny_splits):
+def test_random_faults_change_nothing(server, proxied, undisturbed, make_tiny_network, tiny_splits, monkeypatch):
     """Refused, hanging, delayed, cut connections and 503: as many trainings as there is time for, at least one."""
+    monkeypatch.setattr("smp_ensemble.tracking.outages.LONGEST_TIMEOUT", 10)  # half of all connections may hang
     seed = int(os.environ.get("SMP_ENSEMBLE_FAULT_SEED", time.time_ns() % 2**32))
     draw = random.Random(seed)
     until, trainings = time.monotonic() + SECONDS / 2, 0

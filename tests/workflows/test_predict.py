@@ -223,12 +223,17 @@ def test_a_full_disk_ends_it_and_the_next_call_goes_on(command, models, monkeypa
     write_images(models / "images", SIZES)
     code, values, _ = command(*RUN, "--kind", kind, "--output", "whole")
     assert (code, values["count"]) == (0, len(SIZES))
-    save = FileWriter.save
+    save, saved = FileWriter.save, set()
 
     def full(writer, image, result):
         if image.name == "09.jpg":
+            deadline = time.monotonic() + 20
+            while not {"00.png", "01.jpg", "02.png"} <= saved and time.monotonic() < deadline:
+                time.sleep(0.01)  # they come first in the table; which thread is faster is chance
             raise StorageError("cannot write 09.png: No space left on device; what is written so far stays")
-        return save(writer, image, result)
+        row = save(writer, image, result)
+        saved.add(image.name)
+        return row
 
     monkeypatch.setattr(FileWriter, "save", full)
     code, _, errors = command(*RUN, "--kind", kind, "--output", "out", "--batch-size", "2")
