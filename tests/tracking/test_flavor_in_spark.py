@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import shutil
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -84,6 +85,7 @@ def spark(tmp_path_factory):
         patch.setenv("PYSPARK_PYTHON", sys.executable)
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
+        interrupted = signal.getsignal(signal.SIGINT)  # Spark takes it over, and does not give it back
         session = (
             pyspark.sql.SparkSession.builder.master("local[2]")
             .config("spark.ui.enabled", "false")
@@ -95,6 +97,7 @@ def spark(tmp_path_factory):
         session.sparkContext.setLogLevel("ERROR")
         yield session
         session.stop()
+        signal.signal(signal.SIGINT, interrupted)
 
 
 @pytest.fixture(scope="module")
