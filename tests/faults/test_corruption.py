@@ -124,10 +124,15 @@ def test_a_linked_folder_more_in_the_code_is_found(model, tmp_path):
 
 
 def test_what_python_and_mlflow_leave_behind_is_no_damage(model):
-    (model / "code" / "smp_ensemble" / "__pycache__").mkdir(exist_ok=True)
-    (model / "code" / "smp_ensemble" / "__pycache__" / "cli.cpython-311.pyc").write_bytes(b"")
-    (model / "registered_model_meta").write_text("model_name: roofs\n")
-    load_model(str(model))
+    left = [model / "code" / "smp_ensemble" / "__pycache__" / "cli.cpython-311.pyc", model / "registered_model_meta"]
+    left[0].parent.mkdir(exist_ok=True)
+    left[0].write_bytes(b"")
+    left[1].write_text("model_name: roofs\n")
+    try:
+        load_model(str(model))
+    finally:  # the matrix damages every file that it finds, in whatever order the tests run
+        for path in left:
+            path.unlink()
 
 
 def test_a_model_of_the_first_version_loads_with_its_lesser_protection(model, contents, tmp_path):

@@ -347,6 +347,7 @@ def test_processes_agree_with_one_that_sees_all_batches(tmp_path):
         from torch.nn.parallel import DistributedDataParallel
         from smp_ensemble.exceptions import ConfigError
         from smp_ensemble.training.batch_norm import refresh_batch_norm
+        from smp_ensemble.training.processes import leave_group
 
         torch.set_num_threads(1)
         rank, world, folder = int(sys.argv[1]), 2, sys.argv[2]
@@ -364,7 +365,7 @@ def test_processes_agree_with_one_that_sees_all_batches(tmp_path):
             assert "empty loader" in str(error)
         else:
             raise AssertionError("two empty loaders")
-        dist.destroy_process_group()
+        leave_group()
         """
     )
     command = [sys.executable, "-W", "ignore", "-c", script]
