@@ -91,7 +91,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--scratch", default="study-weights", help="folder for weights that references need")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
     parser.add_argument("--seconds", type=float, default=None, help="after so many no cell is started")
-    parser.add_argument("--stages", default="", help="tune, run, reference, separated by commas; empty: all")
+    parser.add_argument("--stages", default="", help="tune, run, reference, student, separated by commas; empty: all")
     parser.add_argument("--accelerator", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--precision", default="auto", help="Lightning's words, or auto")
     parser.add_argument("--track", default="true", help="whether cells become runs in MLflow; false where it is not")

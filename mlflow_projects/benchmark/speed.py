@@ -102,9 +102,16 @@ def train(options: argparse.Namespace) -> smp_ensemble.Ensemble:
 
 
 def read_images(options: argparse.Namespace) -> np.ndarray:
-    """Test images that are not in the training data, uint8 `(N, H, W, C)`."""
-    data = smp_ensemble.load_data(f"synthetic:count={2 * options.images + 4},size={options.size},seed=77").train
-    return np.stack([data.read(index)[0] for index in range(options.images)])
+    """Images that are not in the training data, uint8 `(N, H, W, C)`: smaller ones lie side by side in one."""
+    name = options.image_data or f"synthetic:count={2 * options.images + 4},size={options.size},seed=77"
+    splits = smp_ensemble.load_data(name)
+    data = (splits.test or splits.val) if options.image_data else splits.train
+    height, width = data.read(0)[0].shape[:2]
+    down, across = -(-options.size // height), -(-options.size // width)
+    tiles = [data.read(index % len(data))[0] for index in range(options.images * down * across)]
+    rows = [np.concatenate(tiles[at : at + across], axis=1) for at in range(0, len(tiles), across)]
+    whole = [np.concatenate(rows[at : at + down], axis=0) for at in range(0, len(rows), down)]
+    return np.stack([image[: options.size, : options.size] for image in whole])
 
 
 def contestants(
@@ -293,6 +300,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--encoder", default="resnet34")
     parser.add_argument("--model-options", default="{}", help="JSON")
     parser.add_argument("--train-data", default=None)
+    parser.add_argument("--image-data", default="", help="whose test images are predicted; empty: synthetic ones")
     parser.add_argument("--crop-size", type=int, default=128)
     parser.add_argument("--cycle-epochs", type=int, default=None, help="epochs for each member")
     parser.add_argument("--members", type=int, default=None)

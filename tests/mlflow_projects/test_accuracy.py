@@ -22,7 +22,7 @@ from study.systems import systems_of
 from smp_ensemble.data.forms import load_data
 
 FOLDER = Path(__file__).parents[2] / "mlflow_projects" / "benchmark"
-RESULTS = FOLDER / "results" / "aerial-binary.jsonl"
+RESULTS = sorted((FOLDER / "results").glob("*.jsonl"))
 
 
 @pytest.fixture(scope="module")
@@ -154,18 +154,47 @@ def test_the_price_is_the_number_of_networks_that_run():
     assert found == {"last": 1, "all": 3, "member 0": 1, "member 1": 1, "soup": 1, "refreshed": 1, "flips": 4}
 
 
+def test_students_come_after_what_teaches_them_train_as_single_does_and_are_never_chosen(tiny):
+    cells = plan.cells_of(tiny)
+    students = [cell for cell in cells if cell.stage == plan.STUDENT]
+    assert len(students) == tiny.folds * tiny.student_seeds
+    for student in students:
+        needed = plan.reference_cells(tiny, student)
+        assert {one.fold for one in needed} == {student.fold}
+        assert max(cells.index(one) for one in needed) < cells.index(student)
+        assert student.seed + plan.STUDENT_SEED not in {one.seed for one in needed}
+    scores = {
+        plan.Cell("single", plan.TUNE, 4, fold, 100, recipe).id: {"reported_val_iou": float(recipe)}
+        for fold in tiny.tune_folds
+        for recipe in range(2)
+    }
+    assert plan.recipe_for(students[0], tiny, scores) == tiny.grid[1]
+    good, best = system([[[5, 5, 5]]], val=0.5), system([[[9, 1, 1]]], val=0.9)
+    systems = {
+        ("single", "last"): {(0, fold): good for fold in range(4)},
+        ("seeds", "all"): {(-1, fold): best for fold in range(4)},
+        ("student", "last"): {(0, fold): best for fold in range(4)},
+    }
+    found = {line.key: line for line in lines_of(tiny, systems)}
+    assert found["chosen on val", ""].iou.value == 0
+    assert found["student", "last"].iou.value > 0.4
+
+
 @pytest.mark.figures
-def test_the_page_follows_from_the_committed_rows(tmp_path):
-    study = plan.read_study(FOLDER / "studies" / "aerial-binary.yaml")
-    rows = plan.read_rows(RESULTS)
+@pytest.mark.parametrize("results", RESULTS, ids=lambda path: path.stem)
+def test_the_page_follows_from_the_committed_rows(tmp_path, results):
+    study = plan.read_study(FOLDER / "studies" / f"{results.stem}.yaml")
+    rows = plan.read_rows(results)
+    assert set(rows) <= {cell.id for cell in plan.cells_of(study)}, "rows that no cell of the study names"
     write_page(study, rows, tmp_path / "page.md", tmp_path / "figures")
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
-    lines = lines_of(study, statistics.collect(rows.values(), 60))
-    assert lines[0].key == ("single", "last")
-    assert f"| {100 * statistics.pooled(lines[0].table):.2f} |" in text
-    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
-        "aerial-binary-60.png", "aerial-binary-60-curves.png",
-    }  # fmt: skip
+    names = set()
+    for epochs in study.epochs:
+        lines = lines_of(study, statistics.collect(rows.values(), epochs))
+        assert lines[0].key == ("single", "last")
+        assert f"| {100 * statistics.pooled(lines[0].table):.2f} |" in text
+        names |= {f"{study.name}-{epochs}.png", f"{study.name}-{epochs}-curves.png"}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == names
 
 
 @pytest.mark.slow
@@ -174,6 +203,7 @@ def test_a_tiny_study_runs_whole_is_tracked_and_is_not_run_twice(tracking, tmp_p
         "data": tiny.data, "folds": 3, "epochs": [2], "seeds": [0, 1], "reference_seeds": 2,
         "fixed": {"batch_size": 8, "crop_size": 32}, "grid": [{"lr": 0.05}], "corruptions": ["jpeg"],
         "methods": {"single": {"trainer": "single"}, "snapshot2": {"trainer": "snapshot", "options": {"cycles": 2}}},
+        "students": {"student": {"alpha": 0.3}}, "student_seeds": 1, "flips": False,
     }  # fmt: skip
     path = tmp_path / "small.yaml"
     path.write_text(json.dumps(declared), encoding="utf-8")  # JSON is YAML
@@ -183,18 +213,23 @@ def test_a_tiny_study_runs_whole_is_tracked_and_is_not_run_twice(tracking, tmp_p
     ]  # fmt: skip
     accuracy.main(arguments)
     rows = plan.read_rows(tmp_path / "rows.jsonl")
-    assert len(rows) == 2 * 2 * 3 + 3
-    assert "15 of 15 cells" in capsys.readouterr().out
+    assert len(rows) == 2 * 2 * 3 + 3 + 3
+    assert "18 of 18 cells" in capsys.readouterr().out
     row = rows["run-snapshot2-e2-f1-s1"]
     assert row["systems"]["all"]["cost"] == 2
     assert set(row["systems"]["greedy"]["test"]) == {"clean", "jpeg"}
     assert rows["reference-seeds-e2-f0-s-1"]["systems"]["all"]["cost"] == 2
+    student, single = rows["student-student-e2-f0-s0"], rows["run-single-e2-f0-s0"]
+    assert set(student["systems"]) == {"last", "refreshed"}
+    assert student["steps"] == single["steps"], "a student's own budget is that of every method"
+    assert student["history"] != single["history"]
     runs = mlflow.search_runs(output_format="list", max_results=100)
     assert {run.info.run_name for run in runs} >= set(rows)
     assert {run.info.status for run in runs} == {"FINISHED"}
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert "snapshot2, mean of all" in text
     assert "seeds, mean of all" in text
+    assert "| student (alpha 0.3) | 1 |" in text
     before = (tmp_path / "rows.jsonl").read_bytes()
     accuracy.main([*arguments, "--track", "false"])
     assert (tmp_path / "rows.jsonl").read_bytes() == before
@@ -207,6 +242,7 @@ def test_studies_that_make_no_sense_are_refused(tmp_path, tiny):
         ({"tune_seed": 0}, "choose another"),
         ({"reference_seeds": 2}, "more than 1 seeds"),
         ({"sede": 1}, "sede"),
+        ({"students": {"student": {"alpha": 0.5}}}, "reference_seeds of 2 or more"),
     ):
         path = tmp_path / "bad.yaml"
         path.write_text(json.dumps({"methods": {"single": {"trainer": "single"}}, **good, **change}), encoding="utf-8")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import gc
 import platform
+import tempfile
 import time
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +21,11 @@ from smp_ensemble.architectures import create_network
 from smp_ensemble.data.normalization import imagenet
 from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.member import Member
+from smp_ensemble.evaluation.teaching import teach
 from smp_ensemble.inference.engine import Engine, to_tensor
 from smp_ensemble.precision import choose_device, resolve_precision
 from smp_ensemble.testing import MemoryStore
+from smp_ensemble.training.distillation import Lesson
 from smp_ensemble.training.fit import FitOptions, fit
 from smp_ensemble.training.refreshing import refresh_on_images
 from smp_ensemble.training.trainers import make_trainer
@@ -28,12 +33,11 @@ from smp_ensemble.training.weights import average_weights
 from study import measures
 from study.corruptions import corrupt
 from study.folds import fold_splits, groups_of
-from study.plan import REFERENCE, RUN, Cell, Method, Study, reference_cells
+from study.plan import BASELINE, REFERENCE, RUN, STUDENT, STUDENT_SEED, TUNE, Cell, Method, Study, reference_cells
 from study.systems import AVERAGED, System, greedy_system, reported_name, systems_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -74,19 +78,22 @@ def run_cell(
     splits = fold_splits(whole, study.folds, cell.fold)
     if cell.stage == REFERENCE:
         return _reference(cell, study, splits, setting)
-    method = next(one for one in study.methods if one.name == cell.method)
-    torch.manual_seed(cell.seed)
+    student = cell.stage == STUDENT
+    method = Method(cell.method, BASELINE) if student else next(one for one in study.methods if one.name == cell.method)
+    seed = cell.seed + STUDENT_SEED if student else cell.seed
+    torch.manual_seed(seed)
     network = _new_network(study, splits)
     store = MemoryStore()
     options = FitOptions(
-        **{**study.fixed, **recipe}, seed=cell.seed, accelerator=setting.accelerator, precision=setting.precision
+        **{**study.fixed, **recipe}, seed=seed, accelerator=setting.accelerator, precision=setting.precision
     )
-    begin = time.perf_counter()
-    fit(
-        network, splits.train, splits.val,
-        trainer=make_trainer(method.trainer, method.options), epochs=cell.epochs, store=store, options=options,
-    )  # fmt: skip
-    seconds = time.perf_counter() - begin
+    with _lesson(cell, study, splits, setting) if student else nullcontext() as lesson:
+        begin = time.perf_counter()
+        fit(
+            network, splits.train, splits.val, lesson=lesson,
+            trainer=make_trainer(method.trainer, method.options), epochs=cell.epochs, store=store, options=options,
+        )  # fmt: skip
+        seconds = time.perf_counter() - begin
     weights = [one.weights for one in store.kept]
     if cell.stage == RUN and method.trainer == "single":
         setting.scratch.mkdir(parents=True, exist_ok=True)
@@ -112,8 +119,9 @@ _CURVES = {"train_loss", "val_loss", "val_iou", "val_ece", "average/val_iou"}
 def _new_network(study: Study, splits: DataSplits) -> nn.Module:
     task = splits.task
     return create_network(
-        study.arch, encoder_name=study.encoder_name, in_channels=task.in_channels, num_outputs=task.num_outputs
-    )
+        study.arch, encoder_name=study.encoder_name, in_channels=task.in_channels, num_outputs=task.num_outputs,
+        model_options=study.model_options,
+    )  # fmt: skip
 
 
 def _weights_path(cell: Cell, setting: Setting) -> Path:
@@ -131,7 +139,7 @@ def _score(
     options: FitOptions,
 ) -> dict[str, Any]:
     """All systems of one training; a tuning cell only says what its method reports on validation data."""
-    tuning = cell.stage != RUN
+    tuning = cell.stage == TUNE
     device = choose_device(setting.accelerator)
     networks, extra = list(weights), {}
     if not tuning:
@@ -143,7 +151,7 @@ def _score(
             networks.append(_refreshed(weights[-1], network, splits, setting, options))
     predictor = _Predictor(network, networks, splits, setting)
     validation = predictor.predict(splits.val)
-    if not tuning:
+    if study.flips and not tuning:
         extra["flips"] = len(networks)
         predictor.add_flips(len(weights) - 1)
         validation.append(predictor.predict_one(extra["flips"], predictor.images(splits.val)))
@@ -181,23 +189,42 @@ def _refreshed(
     return {name: one.detach().cpu() for name, one in twin.state_dict().items()}
 
 
-def _reference(cell: Cell, study: Study, splits: DataSplits, setting: Setting) -> dict[str, Any]:
-    """The mean of the trainings with all seeds: what several budgets buy."""
+def _reference_weights(cell: Cell, study: Study, setting: Setting) -> list[dict[str, Tensor]]:
     paths = [_weights_path(one, setting) for one in reference_cells(study, cell)]
     missing = [path.name for path in paths if not path.exists()]
     if missing:
         raise FileNotFoundError(f"{cell.id} needs the weights of {len(missing)} trainings that are not here: {missing}")
-    predictor = _Predictor(_new_network(study, splits), [load_file(path) for path in paths], splits, setting)
+    return [load_file(path) for path in paths]
+
+
+@contextmanager
+def _lesson(cell: Cell, study: Study, splits: DataSplits, setting: Setting) -> Iterator[Lesson]:
+    """What the reference says about the training images, in a folder that is there as long as it is needed."""
+    members = []
+    for weights in _reference_weights(cell, study, setting):
+        network = _new_network(study, splits)
+        network.load_state_dict(weights)
+        members.append(Member(network.eval(), imagenet(splits.task.in_channels)))
+    ensemble = Ensemble(members, mode=splits.task.mode, class_names=splits.task.class_names)
+    engine = Engine(ensemble, choose_device(setting.accelerator), setting.precision)
+    with tempfile.TemporaryDirectory() as folder:
+        yield Lesson(teach(engine, splits.train, Path(folder)), **study.students[cell.method])
+
+
+def _reference(cell: Cell, study: Study, splits: DataSplits, setting: Setting) -> dict[str, Any]:
+    """The mean of the trainings with all seeds: what several budgets buy."""
+    weights = _reference_weights(cell, study, setting)
+    predictor = _Predictor(_new_network(study, splits), weights, splits, setting)
     validation = predictor.predict(splits.val)
     truth = _truth(splits.val, choose_device(setting.accelerator))
-    system = System("all", tuple(range(len(paths))), (1.0,) * len(paths))
+    system = System("all", tuple(range(len(weights))), (1.0,) * len(weights))
     scored = _score_systems([system], predictor, validation, truth, splits, study, clean_only=False)
     return {
         "reported": "all",
         "reported_val_iou": scored["all"]["val_iou"],
         "systems": scored,
         "disagreement": _disagreement(validation, truth, splits),
-        "budgets": len(paths),
+        "budgets": len(weights),
         **_environment(setting),
     }
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from study.figures import draw_curves, draw_differences, runs_of
-from study.plan import BASELINE, REFERENCE, RUN, SEEDS, Study, cells_of
+from study.plan import BASELINE, SEEDS, TUNE, Study, cells_of
 from study.statistics import Estimate, Table, choose, collect, difference, pooled, table_of
 from study.systems import REPORTED
 
@@ -80,6 +80,7 @@ def write_page(study: Study, rows: Mapping[str, dict[str, Any]], path: Path, fig
             _choices(study, systems),
             f"![differences to single]({where}/{name}.png)\n",
             _verdict(lines),
+            _students(study, lines),
             "### Corrupted test images\n",
             _corrupted(study, systems, lines),
             "### Why\n",
@@ -96,12 +97,13 @@ def lines_of(study: Study, systems: Mapping[Key, Mapping[tuple[int, int], dict[s
     if base is None:
         return []
     tables = {SINGLE: base}
-    for method in (*(one.name for one in study.methods), SEEDS):
+    compared = [method.name for method in study.methods]
+    for method in (*compared, SEEDS, *study.students):
         for system in SHOWN:
             found = table_of(systems.get((method, system), {}), study.folds)
             if found is not None:
                 tables[method, system] = found
-    candidates = [key for key in tables if key[0] != SEEDS and key[1] != "flips"]
+    candidates = [key for key in tables if key[0] in compared and key[1] != "flips"]
     for name, keys in (
         (CHOSEN, candidates),
         (CHOSEN_SINGLE, [key for key in candidates if tables[key].mean("cost") == 1]),
@@ -128,7 +130,7 @@ def _label(key: Key, known: Collection[Key]) -> str:
 
 def _head(study: Study, rows: Mapping[str, dict[str, Any]]) -> str:
     cells = cells_of(study)
-    runs = [row for row in rows.values() if row["stage"] in {RUN, REFERENCE}]
+    runs = [row for row in rows.values() if row["stage"] != TUNE]
     trained = [row for row in rows.values() if "seconds" in row]
     hours = sum(row["seconds"] for row in trained) / 3600
     devices = sorted({row["device"] for row in rows.values()})
@@ -200,9 +202,11 @@ def _table(lines: Sequence[Line]) -> str:
 
 
 def _choices(study: Study, systems: Mapping[Key, Mapping[tuple[int, int], dict[str, Any]]]) -> str:
+    compared = {method.name for method in study.methods}
     keys = [
         key for key in systems
-        if key[0] != SEEDS and key[1] in SHOWN and key[1] != "flips" and table_of(systems[key], study.folds) is not None
+        if key[0] in compared and key[1] in SHOWN and key[1] != "flips"
+        and table_of(systems[key], study.folds) is not None
     ]  # fmt: skip
     _, names = choose(systems, keys, study.folds)
     listed = "; ".join(f"fold {fold}: {method}, {WORDS[system]}" for fold, (method, system) in sorted(names.items()))
@@ -232,6 +236,31 @@ def _verdict(lines: Sequence[Line]) -> str:
             "",
         ]
     )
+
+
+def _students(study: Study, lines: Sequence[Line]) -> str:
+    """What a network keeps of the gain of the reference that taught it."""
+    by_key = {line.key: line for line in lines}
+    teacher = by_key.get((SEEDS, "all"))
+    taught = [by_key[name, "last"] for name in study.students if (name, "last") in by_key]
+    if teacher is None or not taught:
+        return ""
+    found = [
+        "### One student of an ensemble",
+        "",
+        f"The teacher is the mean of {study.reference_seeds} trainings: {_interval(teacher.iou)} points to `single`.",
+        "Each student trains as `single` does, from scratch, with a share `alpha` of the masks in its loss. The gain",
+        "kept is the student's difference to `single` as a share of the teacher's.",
+        "",
+        "| student | cost | difference to single | difference to the teacher | gain kept | NLL x 1000 to single |",
+        "|---|---|---|---|---|---|",
+    ]
+    for line in taught:
+        kept = f"{100 * line.iou.value / teacher.iou.value:.0f} %" if teacher.iou.value > 0 else "no gain to keep"
+        behind = _interval(difference(line.table, teacher.table))
+        name = f"{line.label} ({_words(study.students[line.key[0]])})"
+        found.append(f"| {name} | 1 | {_interval(line.iou)} | {behind} | {kept} | {_interval(line.nll, 1000.0, 1)} |")
+    return "\n".join([*found, ""])
 
 
 def _corrupted(

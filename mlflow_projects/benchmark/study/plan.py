@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -11,11 +11,15 @@ import yaml
 if TYPE_CHECKING:
     from pathlib import Path
 
-TUNE, RUN, REFERENCE = "tune", "run", "reference"
-"""Stages: recipes tried for each method; what is reported; ensembles of several trainings, at several budgets."""
+TUNE, RUN, REFERENCE, STUDENT = "tune", "run", "reference", "student"
+"""Stages: recipes tried for each method; what is reported; ensembles of several trainings, at several budgets; one
+network that learns from such an ensemble.
+"""
 
 SEEDS = "seeds"
 BASELINE = "single"
+STUDENT_SEED = 1000
+"""Is added to a student's seed: it begins where none of its teachers began."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,14 @@ class Study:
         fixed: Options that all trainings share: `batch_size`, `crop_size`, `augment`, `weight_decay`, ...
         arch: Architecture.
         encoder_name: Its encoder, from scratch.
+        model_options: More of the architecture's options, such as `decoder_channels`.
         corruptions: Names of corruptions that the test images get as well.
+        flips: Whether the last snapshot is scored over four flips too.
         fixed_recipe: Recipes given by method, where nothing is tuned here.
         reference_seeds: The reference is the mean of the trainings with the first so many seeds; below 2: none.
+        students: Networks that learn from the reference, trained as `single` is: by name, `alpha` (share of the masks
+            in the loss) and `soften`.
+        student_seeds: Each student is trained with the first so many seeds.
     """
 
     name: str
@@ -72,9 +81,13 @@ class Study:
     fixed: dict[str, Any] = field(default_factory=dict)
     arch: str = "unet"
     encoder_name: str = "resnet18"
+    model_options: dict[str, Any] = field(default_factory=dict)
     corruptions: tuple[str, ...] = ("noise", "blur", "brightness", "jpeg")
+    flips: bool = True
     fixed_recipe: dict[str, dict[str, Any]] = field(default_factory=dict)
     reference_seeds: int = 3
+    students: dict[str, dict[str, Any]] = field(default_factory=dict)
+    student_seeds: int = 3
 
 
 @dataclass(frozen=True)
@@ -82,8 +95,8 @@ class Cell:
     """One training of a study, or one ensemble of several trainings.
 
     Attributes:
-        method: Its name in the study, or `seeds`.
-        stage: `tune`, `run` or `reference`.
+        method: Its name in the study, `seeds`, or a student's name.
+        stage: `tune`, `run`, `reference` or `student`.
         epochs: Budget.
         fold: Which fold is test data.
         seed: Of the training; -1 for a reference, which has all.
@@ -127,11 +140,13 @@ def read_study(path: Path) -> Study:
         raise ValueError(f"{path}: tune_seed {study.tune_seed} is one of the seeds that are reported: choose another")
     if study.reference_seeds > len(study.seeds):
         raise ValueError(f"{path}: reference_seeds {study.reference_seeds} are more than {len(study.seeds)} seeds")
+    if study.students and study.reference_seeds < 2:
+        raise ValueError(f"{path}: students learn from the reference: expected reference_seeds of 2 or more")
     return study
 
 
 def reference_cells(study: Study, cell: Cell) -> list[Cell]:
-    """The trainings that a reference is made of."""
+    """The trainings that a reference is made of, from which its students learn."""
     baseline = next(method.name for method in study.methods if method.trainer == BASELINE)
     return [Cell(baseline, RUN, cell.epochs, cell.fold, seed) for seed in study.seeds[: study.reference_seeds]]
 
@@ -164,6 +179,13 @@ def cells_of(study: Study) -> list[Cell]:
                 found += [
                     Cell(SEEDS, REFERENCE, epochs, fold, -1) for epochs in study.epochs for fold in range(study.folds)
                 ]
+                found += [
+                    Cell(name, STUDENT, epochs, fold, seed)
+                    for seed in study.seeds[: study.student_seeds]
+                    for epochs in study.epochs
+                    for name in study.students
+                    for fold in range(study.folds)
+                ]
     return found
 
 
@@ -171,8 +193,11 @@ def recipe_for(cell: Cell, study: Study, rows: dict[str, dict[str, Any]]) -> dic
     """The recipe of a cell: its own in the grid, or the best on validation data; None while that is not known.
 
     A recipe is judged by what its method reports, on the tuning folds whose validation data are not the cell's test
-    data. (Fold f is test data in cell f; its tuning cells are validated on fold f + 1.)
+    data. (Fold f is test data in cell f; its tuning cells are validated on fold f + 1.) A student takes that of the
+    baseline.
     """
+    if cell.stage == STUDENT:
+        cell = replace(cell, method=BASELINE)
     if cell.recipe >= 0:
         return study.grid[cell.recipe]
     if cell.method in study.fixed_recipe:

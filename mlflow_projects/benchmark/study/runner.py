@@ -15,7 +15,7 @@ import torch
 
 from study.cell import Setting, run_cell
 from study.folds import load_whole
-from study.plan import REFERENCE, Cell, Study, append_row, cells_of, read_rows, recipe_for, reference_cells
+from study.plan import REFERENCE, STUDENT, Cell, Study, append_row, cells_of, read_rows, recipe_for, reference_cells
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,7 +78,7 @@ def run_study(
                 if len(running) >= jobs:
                     break
                 recipe = {} if cell.stage == REFERENCE else recipe_for(cell, study, rows)
-                if recipe is None or (cell.stage == REFERENCE and _unmet(cell, study, waiting, running)):
+                if recipe is None or (cell.stage in {REFERENCE, STUDENT} and _unmet(cell, study, waiting, running)):
                     continue
                 waiting.remove(cell)
                 running[pool.submit(_run, cell, study, recipe, setting)] = cell
@@ -108,7 +108,7 @@ def run_study(
 
 
 def _unmet(cell: Cell, study: Study, waiting: list[Cell], running: dict[Any, Cell]) -> bool:
-    """Whether trainings that a reference needs are still to come."""
+    """Whether trainings that a reference or a student needs are still to come."""
     return not set(reference_cells(study, cell)).isdisjoint([*waiting, *running.values()])
 
 

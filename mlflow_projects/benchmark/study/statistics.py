@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from study.plan import REFERENCE, RUN
+from study.plan import REFERENCE, RUN, STUDENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -96,7 +96,7 @@ def collect(rows: Iterable[dict[str, Any]], epochs: int) -> dict[Key, dict[tuple
     """Values of every system, by method and system, and then by seed and fold."""
     found: dict[Key, dict[tuple[int, int], dict[str, Any]]] = defaultdict(dict)
     for row in rows:
-        if row["stage"] not in {RUN, REFERENCE} or row["epochs"] != epochs:
+        if row["stage"] not in {RUN, REFERENCE, STUDENT} or row["epochs"] != epochs:
             continue
         for name, system in row["systems"].items():
             found[row["method"], name][row["seed"], row["fold"]] = {**system, "seconds": row.get("seconds")}
