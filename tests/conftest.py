@@ -7,10 +7,12 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import sqlite3
 from pathlib import Path
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read at import: tests make no network call
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start, for the reason below
 
 import mlflow
 import pytest
@@ -28,6 +30,8 @@ AERIAL = REPOSITORY.parent / "shared" / "data" / "aerial"
 settings.register_profile("smp_ensemble", deadline=None, max_examples=50)  # machines may be busy
 settings.load_profile("smp_ensemble")
 torch.set_num_threads(1)  # networks are tiny: on a busy machine threads mostly wait for each other
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background; tests press Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

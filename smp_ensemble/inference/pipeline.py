@@ -237,6 +237,7 @@ class Pipeline:
                 except InputError as error:
                     self._in_flight -= job.pixels
                     self._fail(job, error)
+                    self._admit()  # what has room now may belong to the next batch, however late this was noticed
             elif self._buckets and self._no_more_come():
                 self._flush(next(iter(self._buckets)))
             else:

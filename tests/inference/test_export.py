@@ -25,12 +25,18 @@ from smp_ensemble.inference.export import SUFFIXES, export_ensemble
 every_format = pytest.mark.parametrize("format_name", SUFFIXES)
 
 
-def run_alone(path, images: torch.Tensor) -> torch.Tensor:
-    """The file's answer, opened by what runs it and not by the package."""
+def open_alone(path):
+    """What the file answers to images, opened by what runs it and not by the package."""
     if path.suffix == ".onnx":
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        return torch.from_numpy(session.run(["probabilities"], {"images": images.numpy()})[0])
-    return torch.export.load(path).module()(images).detach()
+        return lambda images: torch.from_numpy(session.run(["probabilities"], {"images": images.numpy()})[0])
+    module = torch.export.load(path).module()
+    return lambda images: module(images).detach()
+
+
+def run_alone(path, images: torch.Tensor) -> torch.Tensor:
+    """The file's answer to these images."""
+    return open_alone(path)(images)
 
 
 @every_format
@@ -90,10 +96,11 @@ def test_unets_with_all_views_in_every_batch_and_size(tmp_path, make_tiny_networ
     engine = Engine(ensemble, "cpu", "32")
     path = tmp_path / f"model{SUFFIXES[format_name]}"
     export_ensemble(ensemble, path, format_name=format_name, check_images=1)
+    run = open_alone(path)
     for batch in range(1, 9):
         for height, width in ((16, 16), (24, 80), (64, 16)):
             images = torch.randint(0, 256, (batch, 3, height, width)).float()
-            assert torch.allclose(run_alone(path, images), engine(images), rtol=0, atol=1e-5)
+            assert torch.allclose(run(images), engine(images), rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

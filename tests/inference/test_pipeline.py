@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from smp_ensemble.exceptions import DataError, StorageError
@@ -126,6 +126,9 @@ def test_every_image_has_its_outcome_in_order_whatever_fails(cases, limits):
 
 
 @given(CASES, LIMITS, st.integers(0, 3))
+@example(  # the last one has room as soon as the third has failed, when all others may wait already
+    [((1, 1), "good"), ((1, 3), "good"), ((2, 3), "pixels"), ((1, 2), "good"), ((1, 1), "good")], Limits(2, 1, 12), 0
+)
 def test_batches_follow_from_sizes_and_order_alone(cases, limits, seed):
     sizes, fates = [size for size, _ in cases], [fate for _, fate in cases]
     at_once, delayed = Work(sizes, fates), Work(sizes, fates, seed)

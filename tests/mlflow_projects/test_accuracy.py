@@ -198,12 +198,13 @@ def test_the_page_follows_from_the_committed_rows(tmp_path, results):
 
 
 @pytest.mark.slow
-def test_a_tiny_study_runs_whole_is_tracked_and_is_not_run_twice(tracking, tmp_path, tiny, capsys):
+def test_a_tiny_study_runs_whole_is_tracked_and_is_not_run_twice(tracking, tmp_path, capsys):
     declared = {
-        "data": tiny.data, "folds": 3, "epochs": [2], "seeds": [0, 1], "reference_seeds": 2,
+        "data": "synthetic:count=18,size=64,seed=5", "folds": 3, "epochs": [2], "seeds": [0, 1], "reference_seeds": 2,
         "fixed": {"batch_size": 8, "crop_size": 32}, "grid": [{"lr": 0.05}], "corruptions": ["jpeg"],
         "methods": {"single": {"trainer": "single"}, "snapshot2": {"trainer": "snapshot", "options": {"cycles": 2}}},
         "students": {"student": {"alpha": 0.3}}, "student_seeds": 1, "flips": False,
+        "crop_statistics": True,
     }  # fmt: skip
     path = tmp_path / "small.yaml"
     path.write_text(json.dumps(declared), encoding="utf-8")  # JSON is YAML
@@ -217,6 +218,7 @@ def test_a_tiny_study_runs_whole_is_tracked_and_is_not_run_twice(tracking, tmp_p
     assert "18 of 18 cells" in capsys.readouterr().out
     row = rows["run-snapshot2-e2-f1-s1"]
     assert row["systems"]["all"]["cost"] == 2
+    assert row["systems"]["soup"]["val_nll"] != row["systems"]["soup crops"]["val_nll"]
     assert set(row["systems"]["greedy"]["test"]) == {"clean", "jpeg"}
     assert rows["reference-seeds-e2-f0-s-1"]["systems"]["all"]["cost"] == 2
     student, single = rows["student-student-e2-f0-s0"], rows["run-single-e2-f0-s0"]

@@ -124,7 +124,7 @@ def test_masks_are_the_engines_and_each_worker_loads_once(spark, model, ensemble
     assert 0.4 < masks[0].mean() < 0.6
     loads = Counter(log.read_text(encoding="utf-8").split())
     assert 1 <= len(loads) <= 3, loads  # local[2]: two workers; a third where Spark replaces one that was idle
-    # A load opens the weights at most twice, to check and to read them; a worker of three tasks or more would exceed it.
+    # A load opens the weights at most twice, to check and to read them; a worker has three tasks or more.
     assert max(loads.values()) <= 2 < PARTITIONS / len(loads), loads
 
 

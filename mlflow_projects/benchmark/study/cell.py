@@ -16,15 +16,19 @@ import numpy as np
 import segmentation_models_pytorch as smp
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from smp_ensemble.architectures import create_network
+from smp_ensemble.data.loading import training_loader
 from smp_ensemble.data.normalization import imagenet
+from smp_ensemble.data.transforms import TrainTransform
 from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.member import Member
 from smp_ensemble.evaluation.teaching import teach
 from smp_ensemble.inference.engine import Engine, to_tensor
-from smp_ensemble.precision import choose_device, resolve_precision
+from smp_ensemble.precision import autocast_dtype, choose_device, resolve_precision
 from smp_ensemble.testing import MemoryStore
+from smp_ensemble.training.batch_norm import refresh_batch_norm
 from smp_ensemble.training.distillation import Lesson
 from smp_ensemble.training.fit import FitOptions, fit
 from smp_ensemble.training.refreshing import refresh_on_images
@@ -39,11 +43,12 @@ from study.systems import AVERAGED, System, greedy_system, reported_name, system
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from smp_ensemble.data.datasets import SegmentationDataset
     from smp_ensemble.data.forms import DataSplits
 
+CROP_EPOCHS = 2
 TRAIN_IMAGES = 100
 """So many training images are scored for the gap between training and validation."""
 
@@ -146,9 +151,15 @@ def _score(
         if len(weights) > 1:
             extra["soup"] = len(networks)
             networks.append(_refreshed(average_weights(weights), network, splits, setting, options))
+        if len(weights) > 1 and study.crop_statistics:
+            extra["soup crops"] = len(networks)
+            networks.append(_refreshed(average_weights(weights), network, splits, setting, options, crops=True))
         if method.trainer not in AVERAGED:
             extra["refreshed"] = len(networks)
             networks.append(_refreshed(weights[-1], network, splits, setting, options))
+        elif study.crop_statistics:
+            extra["crops"] = len(networks)
+            networks.append(_refreshed(weights[-1], network, splits, setting, options, crops=True))
     predictor = _Predictor(network, networks, splits, setting)
     validation = predictor.predict(splits.val)
     if study.flips and not tuning:
@@ -176,16 +187,41 @@ def _score(
 
 
 def _refreshed(
-    weights: Mapping[str, Tensor], network: nn.Module, splits: DataSplits, setting: Setting, options: FitOptions
+    weights: Mapping[str, Tensor],
+    network: nn.Module,
+    splits: DataSplits,
+    setting: Setting,
+    options: FitOptions,
+    *,
+    crops: bool = False,
 ) -> dict[str, Tensor]:
-    """The same weights with batch norm measured anew on the whole training images, as averages have it."""
+    """The same weights with batch norm measured anew on the whole training images, as averages have it.
+
+    With `crops`, on two epochs of augmented crops as the training saw them.
+    """
     device = choose_device(setting.accelerator)
+    precision = resolve_precision(setting.precision, device)
+    normalization = imagenet(splits.task.in_channels).to(device)
     twin = copy.deepcopy(network)
     twin.load_state_dict(dict(weights))
-    refresh_on_images(
-        twin.to(device).eval(), normalization=imagenet(splits.task.in_channels).to(device), data=splits.train,
-        batch_size=options.batch_size, precision=resolve_precision(setting.precision, device),
-    )  # fmt: skip
+    twin.to(device).eval()
+    if crops:
+        transform = TrainTransform(options.crop_size, fill=normalization.raw_mean(), augment=options.augment)
+        batches = (
+            batch
+            for epoch in range(CROP_EPOCHS)
+            for batch in training_loader(
+                splits.train, transform, batch_size=options.batch_size, seed=options.seed, workers=0,
+                epoch_of=lambda epoch=epoch: epoch,
+            )
+        )  # fmt: skip
+        dtype = autocast_dtype(precision)
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            refresh_batch_norm(nn.Sequential(normalization, twin), batches)
+    else:
+        refresh_on_images(
+            twin, normalization=normalization, data=splits.train, batch_size=options.batch_size, precision=precision
+        )
     return {name: one.detach().cpu() for name, one in twin.state_dict().items()}
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from study.statistics import Key
 
 SINGLE: Key = (BASELINE, "last")
-SHOWN = ("last", "refreshed", "all", "greedy", "soup", "flips")
+SHOWN = ("last", "refreshed", "crops", "all", "greedy", "soup", "soup crops", "flips")
 CHOSEN, CHOSEN_SINGLE = ("chosen on val", ""), ("chosen on val, one network", "")
 
 
@@ -45,9 +45,11 @@ class Line:
 WORDS = {
     "last": "last snapshot",
     "refreshed": "last snapshot, batch norm refreshed",
+    "crops": "last snapshot, batch norm of crops",
     "all": "mean of all",
     "greedy": "greedy",
     "soup": "average of the weights",
+    "soup crops": "average of the weights, batch norm of crops",
     "flips": "last snapshot, 4 flips",
 }
 
@@ -59,9 +61,9 @@ def write_page(study: Study, rows: Mapping[str, dict[str, Any]], path: Path, fig
         study: What was run.
         rows: By cell.
         path: Of the page.
-        figures: Folder of the figures; None: `images/results` beside the page.
+        figures: Folder of the figures; None: `images` beside the page.
     """
-    folder = figures or path.parent / "images" / "results"
+    folder = figures or path.parent / "images"
     parts = [_head(study, rows)]
     for epochs in study.epochs:
         systems = collect(rows.values(), epochs)
@@ -140,9 +142,14 @@ def _head(study: Study, rows: Mapping[str, dict[str, Any]]) -> str:
         [
             f"# Results: {study.name}",
             "",
-            f"Written by `python mlflow_projects/benchmark/accuracy.py --study {study.name} --page FILE` from the rows",
-            f"in `mlflow_projects/benchmark/results/{study.name}.jsonl`; cells that have no row yet are run, unless",
-            "`--stages none` is given.",
+            "Written from the rows in",
+            f"[results/{study.name}.jsonl](../../mlflow_projects/benchmark/results/{study.name}.jsonl) by",
+            "",
+            f"    python mlflow_projects/benchmark/accuracy.py --study {study.name} --stages none --track false \\",
+            f"        --page docs/results/{study.name}.md",
+            "",
+            "Without `--stages none`, cells that have no row yet are run first. What all studies say together:",
+            "[results.md](../results.md).",
             "",
             f"- {len(rows)} of {len(cells)} cells are finished: {len(runs)} of those that are reported; the others",
             f"  tried recipes. First come {', '.join(turn0)}, seed by seed, then the rest. Training took {hours:.1f}",

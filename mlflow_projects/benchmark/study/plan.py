@@ -60,6 +60,7 @@ class Study:
         encoder_name: Its encoder, from scratch.
         model_options: More of the architecture's options, such as `decoder_channels`.
         corruptions: Names of corruptions that the test images get as well.
+        crop_statistics: Whether averages are scored with batch norm measured on augmented crops too.
         flips: Whether the last snapshot is scored over four flips too.
         fixed_recipe: Recipes given by method, where nothing is tuned here.
         reference_seeds: The reference is the mean of the trainings with the first so many seeds; below 2: none.
@@ -83,6 +84,7 @@ class Study:
     encoder_name: str = "resnet18"
     model_options: dict[str, Any] = field(default_factory=dict)
     corruptions: tuple[str, ...] = ("noise", "blur", "brightness", "jpeg")
+    crop_statistics: bool = False
     flips: bool = True
     fixed_recipe: dict[str, dict[str, Any]] = field(default_factory=dict)
     reference_seeds: int = 3

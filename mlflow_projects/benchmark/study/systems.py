@@ -32,7 +32,7 @@ class System:
     """A weighted mean of networks' probabilities.
 
     Attributes:
-        name: `last`, `all`, `greedy`, `soup`, `refreshed`, `flips` or `member I`.
+        name: `last`, `all`, `greedy`, `soup`, `soup crops`, `refreshed`, `crops`, `flips` or `member I`.
         members: Which networks, by their place.
         weights: Of each.
         views: Test-time views of each network.
@@ -64,7 +64,8 @@ def systems_of(snapshots: int, extra: Mapping[str, int]) -> list[System]:
     Args:
         snapshots: How many it left: networks 0, 1, ... in the order of their steps.
         extra: Places of further networks: `soup`, the average of all weights; `refreshed`, the last snapshot with its
-            batch norm measured anew, which tells apart what averaging and what that measuring is worth; `flips`, the
+            batch norm measured anew, which tells apart what averaging and what that measuring is worth; `crops` and
+            `soup crops`, averages with batch norm measured on augmented crops and not on whole images; `flips`, the
             last snapshot over four flips.
     """
     last = snapshots - 1
