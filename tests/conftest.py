@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start, 
 
 import mlflow
 import pytest
+import sqlalchemy
 import torch
 from hypothesis import settings
 from tiny import DATA, OPTIONS
@@ -32,6 +33,13 @@ settings.load_profile("smp_ensemble")
 torch.set_num_threads(1)  # networks are tiny: on a busy machine threads mostly wait for each other
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background; tests press Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@sqlalchemy.event.listens_for(sqlalchemy.engine.Engine, "connect")
+def _let_writes_wait(connection: object, _: object) -> None:
+    """Stores of tests need not outlive a power cut: MLflow commits often, and each commit would wait for the disk."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous=OFF")
 
 
 @pytest.fixture(scope="session")
