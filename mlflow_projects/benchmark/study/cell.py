@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from smp_ensemble.data.forms import DataSplits
 
 CROP_EPOCHS = 2
+"""Epochs of augmented crops that batch norm is measured on, where it is not measured on whole images."""
+
 TRAIN_IMAGES = 100
 """So many training images are scored for the gap between training and validation."""
 
