@@ -10,7 +10,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from study.cell import Setting
+from study.networks import Setting
 from study.plan import REFERENCE, read_rows, read_study
 from study.runner import described, run_study
 
@@ -20,6 +20,12 @@ FOLDER = Path(__file__).parent
 def main(arguments: list[str] | None = None) -> None:
     """Runs what has no row yet, then writes the page."""
     options = parse(arguments)
+    if options.overview:
+        from study.overview import read_overview, write_overview
+
+        write_overview(read_overview(FOLDER / "studies", FOLDER / "results"), Path(options.overview))
+        print(f"overview: {options.overview}")
+        return
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     path = Path(options.study)
     if not path.suffix:
@@ -32,6 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         progress = run_study(
             study, rows_path, setting, jobs=options.jobs, seconds=options.seconds, finished=finished,
             select=lambda cell: stages is None or cell.stage in stages,
+            tuned=read_rows(FOLDER / "results" / f"{study.tuned.study}.jsonl") if study.tuned else None,
         )  # fmt: skip
     print(f"{progress.finished} of {progress.total} cells have a row in {rows_path}")
     for cell, reason in progress.failed.items():
@@ -88,6 +95,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--study", default="tiny", help="name of a file in studies/, or a path to one")
     parser.add_argument("--rows", default="", help="file of finished rows; empty: results/STUDY.jsonl")
     parser.add_argument("--page", default="", help="where to write the page of results, as Markdown; empty: nowhere")
+    parser.add_argument(
+        "--overview", default="", help="nothing is run: tables of all studies are written anew into this page"
+    )
     parser.add_argument("--scratch", default="study-weights", help="folder for weights that references need")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
     parser.add_argument("--seconds", type=float, default=None, help="after so many no cell is started")

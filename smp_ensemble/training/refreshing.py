@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,6 +14,8 @@ from smp_ensemble.precision import autocast_dtype
 from smp_ensemble.training.batch_norm import has_batch_norm, refresh_batch_norm
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from smp_ensemble.data.datasets import SegmentationDataset
     from smp_ensemble.data.normalization import Normalization
 
@@ -45,9 +47,26 @@ def refresh_on_images(
     """
     if not has_batch_norm(network):
         return
-    device = next(network.parameters()).device
-    dtype = autocast_dtype(precision)
     whole = evaluation_loader(data, batch_size=batch_size, workers=0, divisor=output_stride([network]), shard=shard)
     batches = tqdm(whole, desc=label, unit="batch", leave=False, disable=True if shard[0] else None)
+    refresh_on_batches(network, batches, normalization=normalization, precision=precision)
+
+
+def refresh_on_batches(
+    network: nn.Module, batches: Iterable[Any], *, normalization: Normalization, precision: str
+) -> None:
+    """Measures the batch-norm statistics of `network` anew on any batches of raw images, in a number format.
+
+    Args:
+        network: Changed in place, on its own device.
+        batches: As `refresh_batch_norm` takes them.
+        normalization: What images go through first.
+        precision: Lightning's words.
+
+    Raises:
+        ConfigError: There is no batch, or one has no form that is known.
+    """
+    dtype = autocast_dtype(precision)
+    device = next(network.parameters()).device
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         refresh_batch_norm(nn.Sequential(normalization, network), batches)

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from study import plan, statistics
+from study import overview, plan, statistics
 from study.folds import fold_splits, load_whole
-from study.page import lines_of, write_page
+from study.lines import CHOSEN, lines_of
+from study.page import write_page
 from study.systems import systems_of
 
 from smp_ensemble.data.forms import load_data
@@ -31,13 +32,56 @@ def tiny():
 
 
 @pytest.mark.parametrize("path", sorted((FOLDER / "studies").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_study_has_each_cell_once_and_the_same_number_of_seeds_and_folds_for_each_method(path):
+def test_a_study_has_each_cell_once_and_as_many_seeds_and_folds_as_it_says_for_each_method(path):
     study = plan.read_study(path)
     cells = plan.cells_of(study)
     assert len({cell.id for cell in cells}) == len(cells)
     for method in study.methods:
         runs = [cell for cell in cells if (cell.method, cell.stage) == (method.name, plan.RUN)]
-        assert len(runs) == len(study.seeds) * study.folds * len(study.epochs)
+        seeds = len(study.seeds) if method.seeds is None else method.seeds
+        assert len(runs) == seeds * study.folds * len(study.epochs)
+        assert {cell.seed for cell in runs} == set(study.seeds[:seeds])
+
+
+def written(folder, name, **values):
+    (folder / f"{name}.yaml").write_text(json.dumps(values), encoding="utf-8")  # JSON is YAML
+    return folder / f"{name}.yaml"
+
+
+SMALL = {
+    "data": "synthetic", "epochs": [2], "seeds": [0, 1], "reference_seeds": 1, "tune_folds": [0],
+    "grid": [{"lr": 0.1}, {"lr": 0.2}], "methods": {"single": {"trainer": "single"}},
+}  # fmt: skip
+
+
+def test_a_study_on_top_of_another_replaces_entries_whole_and_takes_its_recipes(tmp_path):
+    written(tmp_path, "base", **SMALL)
+    methods = {
+        "single": {"trainer": "single"},
+        "snapshot2": {"trainer": "snapshot", "options": {"cycles": 2}, "seeds": 1, "recipe_of": "single"},
+    }
+    tuned = {"study": "base", "epochs": 2}
+    path = written(tmp_path, "longer", base="base", epochs=[8], tuned=tuned, methods=methods)
+    study = plan.read_study(path)
+    assert (study.name, study.epochs, study.seeds) == ("longer", (8,), (0, 1))
+    cells = plan.cells_of(study)
+    assert {cell.stage for cell in cells} == {plan.RUN}, "nothing is tuned here"
+    scores = {"tune-single-e2-f0-s100-r0": 0.1, "tune-single-e2-f0-s100-r1": 0.2}
+    rows = {name: {"reported_val_iou": value} for name, value in scores.items()}
+    assert {plan.recipe_for(cell, study, rows)["lr"] for cell in cells} == {0.2}
+    assert [plan.recipe_for(cell, study, {}) for cell in cells] == [None] * len(cells)
+    with pytest.raises(FileNotFoundError, match="nobody"):
+        plan.read_study(written(tmp_path, "lost", base="nobody"))
+
+
+def test_a_share_of_the_training_images_is_the_same_every_time_and_never_of_other_folds():
+    whole = load_whole("synthetic:count=40,size=32", "mask")
+    full, quarter = (fold_splits(whole, 4, 1, share) for share in (1.0, 0.25))
+    assert len(quarter.train) == round(len(full.train) / 4)
+    assert set(quarter.train.names) < set(full.train.names)
+    assert (quarter.val.names, quarter.test.names) == (full.val.names, full.test.names)
+    places = [full.train.names.index(name) for name in quarter.train.names]
+    assert max(np.diff(places)) <= 5, "spread over what there is"
 
 
 def test_a_tuning_fold_never_judges_the_recipe_of_the_fold_that_it_was_validated_on(tiny):
@@ -204,7 +248,7 @@ def test_a_tiny_study_runs_whole_is_tracked_and_is_not_run_twice(tracking, tmp_p
         "fixed": {"batch_size": 8, "crop_size": 32}, "grid": [{"lr": 0.05}], "corruptions": ["jpeg"],
         "methods": {"single": {"trainer": "single"}, "snapshot2": {"trainer": "snapshot", "options": {"cycles": 2}}},
         "students": {"student": {"alpha": 0.3}}, "student_seeds": 1, "flips": False,
-        "crop_statistics": True,
+        "crop_statistics": True, "watched": 2, "train_share": 0.9,
     }  # fmt: skip
     path = tmp_path / "small.yaml"
     path.write_text(json.dumps(declared), encoding="utf-8")  # JSON is YAML
@@ -235,6 +279,41 @@ def test_a_tiny_study_runs_whole_is_tracked_and_is_not_run_twice(tracking, tmp_p
     before = (tmp_path / "rows.jsonl").read_bytes()
     accuracy.main([*arguments, "--track", "false"])
     assert (tmp_path / "rows.jsonl").read_bytes() == before
+
+
+def test_a_system_with_fewer_seeds_is_shown_and_never_chosen(tmp_path):
+    methods = {"single": {"trainer": "single"}, "ema": {"trainer": "ema", "seeds": 1}}
+    study = plan.read_study(written(tmp_path, "few", **{**SMALL, "folds": 1, "methods": methods}))
+    systems = {
+        ("single", "last"): {(seed, 0): system([[[5, 5, 5]]], val=0.1) for seed in (0, 1)},
+        ("ema", "last"): {(0, 0): system([[[9, 1, 1]]], val=0.9)},
+    }
+    found = {line.key: line for line in lines_of(study, systems)}
+    assert len(found["ema", "last"].table.seeds) == 1
+    assert len(found[CHOSEN].table.seeds) == 2
+    assert found[CHOSEN].iou.value == 0
+
+
+@pytest.mark.figures
+def test_the_overview_has_every_study_and_leaves_what_people_wrote(tmp_path):
+    page = tmp_path / "results.md"
+    page.write_text(f"Before.\n\n{overview.BEGIN}\nformer tables\n{overview.END}\n\nAfter.\n", encoding="utf-8")
+    rows = overview.read_overview(FOLDER / "studies", FOLDER / "results")
+    assert [row.study.name for row in rows] == sorted(path.stem for path in RESULTS)
+    overview.write_overview(rows, page)
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("Before.\n")
+    assert text.endswith("After.\n")
+    assert "former tables" not in text
+    for row in rows:
+        assert f"[{row.label}](results/{row.study.name}.md)" in text
+        for line in row.lines.values():
+            assert line.iou.text() in text
+            assert line.nll.text(1000.0, 1) in text
+    assert (tmp_path / "results" / "images" / "overview.png").stat().st_size > 1000
+    page.write_text("no marks", encoding="utf-8")
+    with pytest.raises(ValueError, match="expected the lines"):
+        overview.write_overview(rows, page)
 
 
 def test_studies_that_make_no_sense_are_refused(tmp_path, tiny):
@@ -271,5 +350,7 @@ def test_camvid_becomes_a_folder_that_load_data_takes(tmp_path):
     assert data.task.class_names == camvid.CLASSES
     truth = np.asarray(Image.open(source / "valannot" / "0016E5_3.png"))
     assert np.array_equal(data.val.read(0)[1], np.where(truth == 11, 255, truth))
+    assert set(data.train.groups) == {"0001TP", "Seq05VD"}, "drives never fall into two folds"
+    assert camvid.convert(source, tmp_path / "half", every=2) == {"train": 1, "val": 1, "test": 1}
     with pytest.raises(FileExistsError, match="not empty"):
         camvid.convert(source, tmp_path / "out")

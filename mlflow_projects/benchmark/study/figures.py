@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from study.page import Line
+    from study.lines import Line
 
 WIDTH, DPI = 8.4, 150
 CERTAIN, OPEN, LINE = "#d55e00", "#0072b2", "#d5dae1"
@@ -61,4 +61,34 @@ def draw_curves(rows: Mapping[str, dict[str, Any]], study: Study, epochs: int, p
     axes.legend(fontsize=8, frameon=False)
     axes.grid(color=LINE, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def draw_overview(
+    studies: Sequence[str], panels: Sequence[tuple[str, Sequence[Line | None]]], path: Path, columns: int = 3
+) -> None:
+    """A panel for each system, a row in it for each study: difference in test IoU, in points, with its interval."""
+    panels = [(heading, lines) for heading, lines in panels if any(line is not None for line in lines)]
+    rows = -(-len(panels) // columns)
+    size = (1.4 * WIDTH, rows * (1.0 + 0.22 * len(studies)))
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (heading, lines) in zip(grid.flat, panels, strict=False):
+        axes.axvline(0, color="black", linewidth=0.8)
+        for place, line in enumerate(lines):
+            if line is None:
+                continue
+            value, low, high = (100 * one for one in (line.iou.value, line.iou.low, line.iou.high))
+            colour = CERTAIN if line.iou.certain else OPEN
+            axes.plot([low, high], [place, place], color=colour, linewidth=1.6)
+            axes.plot([value], [place], "o", color=colour, markersize=4)
+        axes.set_title(heading, fontsize=8, loc="left")
+        axes.set_yticks(range(len(studies)), studies, fontsize=7)
+        axes.tick_params(axis="x", labelsize=7)
+        axes.grid(axis="x", color=LINE, linewidth=0.6)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    grid[0, 0].invert_yaxis()
+    figure.supxlabel("difference in test IoU to single, points; 95 % interval (orange: 0 is outside)", fontsize=8)
     figure.savefig(path)

@@ -50,14 +50,20 @@ def groups_of(data: SegmentationDataset) -> list[str]:
     return list(data.groups or data.names)
 
 
-def fold_splits(data: SegmentationDataset, folds: int, fold: int) -> DataSplits:
-    """Fold number `fold` is test data, the next one validation data, and the others train.
+def evenly(total: int, wanted: int) -> npt.NDArray[np.int64]:
+    """So many of the places 0, 1, ..., `total` - 1, evenly spread; all where as many or more are wanted."""
+    return np.linspace(0, total - 1, min(wanted, total)).astype(np.int64)
+
+
+def fold_splits(data: SegmentationDataset, folds: int, fold: int, train_share: float = 1.0) -> DataSplits:
+    """Fold number `fold` is test data, the next one validation data, and the others, or a share of them, train.
 
     The division itself never changes: it is drawn with seed 0 and knows groups and classes.
     """
     parts = [held for _, held in fold_split(data.class_presence, data.groups, folds, 0)]
     test, val = parts[fold], parts[(fold + 1) % folds]
     train = np.setdiff1d(np.arange(len(data)), np.concatenate([test, val]))
+    train = train[evenly(len(train), max(1, round(train_share * len(train))))]
     return DataSplits(
         data.subset(train, f"{data.name}-train"),
         data.subset(val, f"{data.name}-val"),

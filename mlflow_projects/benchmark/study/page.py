@@ -2,56 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from study.figures import draw_curves, draw_differences, runs_of
+from study.lines import CHOSEN, CHOSEN_SINGLE, SINGLE, WORDS, Line, candidates_of, lines_of
 from study.plan import BASELINE, SEEDS, TUNE, Study, cells_of
-from study.statistics import Estimate, Table, choose, collect, difference, pooled, table_of
+from study.statistics import choose, collect, difference, pooled, table_of
 from study.systems import REPORTED
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from study.statistics import Key
-
-SINGLE: Key = (BASELINE, "last")
-SHOWN = ("last", "refreshed", "crops", "all", "greedy", "soup", "soup crops", "flips")
-CHOSEN, CHOSEN_SINGLE = ("chosen on val", ""), ("chosen on val, one network", "")
-
-
-@dataclass(frozen=True)
-class Line:
-    """One system of the table.
-
-    Attributes:
-        key: Method and system.
-        label: For people.
-        table: Its sums.
-        iou: Difference to the baseline.
-        nll: The same in log-loss.
-    """
-
-    key: Key
-    label: str
-    table: Table
-    iou: Estimate
-    nll: Estimate
-
-
-WORDS = {
-    "last": "last snapshot",
-    "refreshed": "last snapshot, batch norm refreshed",
-    "crops": "last snapshot, batch norm of crops",
-    "all": "mean of all",
-    "greedy": "greedy",
-    "soup": "average of the weights",
-    "soup crops": "average of the weights, batch norm of crops",
-    "flips": "last snapshot, 4 flips",
-}
 
 
 def write_page(study: Study, rows: Mapping[str, dict[str, Any]], path: Path, figures: Path | None = None) -> None:
@@ -93,43 +58,6 @@ def write_page(study: Study, rows: Mapping[str, dict[str, Any]], path: Path, fig
     path.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8", newline="\n")
 
 
-def lines_of(study: Study, systems: Mapping[Key, Mapping[tuple[int, int], dict[str, Any]]]) -> list[Line]:
-    """All systems that have at least one seed with all folds; the baseline first, then by what is said of them."""
-    base = table_of(systems.get(SINGLE, {}), study.folds)
-    if base is None:
-        return []
-    tables = {SINGLE: base}
-    compared = [method.name for method in study.methods]
-    for method in (*compared, SEEDS, *study.students):
-        for system in SHOWN:
-            found = table_of(systems.get((method, system), {}), study.folds)
-            if found is not None:
-                tables[method, system] = found
-    candidates = [key for key in tables if key[0] in compared and key[1] != "flips"]
-    for name, keys in (
-        (CHOSEN, candidates),
-        (CHOSEN_SINGLE, [key for key in candidates if tables[key].mean("cost") == 1]),
-    ):
-        picked, _ = choose(systems, keys, study.folds)
-        found = table_of(picked, study.folds)
-        if found is not None:
-            tables[name] = found
-    return [
-        Line(key, _label(key, tables), table, difference(table, base, "iou"), difference(table, base, "nll"))
-        for key, table in tables.items()
-    ]
-
-
-def _label(key: Key, known: Collection[Key]) -> str:
-    """Of a method that leaves one snapshot, that snapshot is the method."""
-    method, system = key
-    alone = (method, "all") not in known
-    if not system or (alone and system == "last"):
-        return method
-    word = WORDS[system]
-    return f"{method}, {word.removeprefix('last snapshot, ') if alone else word}"
-
-
 def _head(study: Study, rows: Mapping[str, dict[str, Any]]) -> str:
     cells = cells_of(study)
     runs = [row for row in rows.values() if row["stage"] != TUNE]
@@ -142,6 +70,7 @@ def _head(study: Study, rows: Mapping[str, dict[str, Any]]) -> str:
         [
             f"# Results: {study.name}",
             "",
+            *([f"In a few words: {study.about}.", ""] if study.about else []),
             "Written from the rows in",
             f"[results/{study.name}.jsonl](../../mlflow_projects/benchmark/results/{study.name}.jsonl) by",
             "",
@@ -156,8 +85,10 @@ def _head(study: Study, rows: Mapping[str, dict[str, Any]]) -> str:
             f"  hours so far, summed over processes side by side, on {', '.join(devices)}",
             f"  ({'; '.join(versions)}).",
             f"- {study.arch} with {study.encoder_name} from scratch, {_words(study.fixed)}.",
+            *([f"  {100 * study.train_share:g} % of the training images."] if study.train_share < 1 else []),
             "  Every method trains equally many steps, with the recipe (optimizer and rate) that is best for it on",
             f"  validation data, of {len(study.grid)}: {'; '.join(_words(recipe) for recipe in study.grid)}.",
+            *_tuned_elsewhere(study),
             f"- {study.folds} folds by group: each group is test data once; the next fold is validation data, on which",
             "  temperature, threshold, greedy selection and recipe are fitted, for every system alike.",
             "- Differences are to `single` at the same budget, with 95 % intervals from a bootstrap over seeds and",
@@ -167,14 +98,16 @@ def _head(study: Study, rows: Mapping[str, dict[str, Any]]) -> str:
     )
 
 
+def _tuned_elsewhere(study: Study) -> list[str]:
+    if study.tuned is None:
+        return []
+    return [
+        f"  They were tried in [{study.tuned.study}]({study.tuned.study}.md), at {study.tuned.epochs} epochs, not here."
+    ]
+
+
 def _words(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
-
-
-def _interval(estimate: Estimate, factor: float = 100.0, digits: int = 2) -> str:
-    value, low, high = (factor * one for one in (estimate.value, estimate.low, estimate.high))
-    text = f"{value:+.{digits}f} ({low:+.{digits}f} .. {high:+.{digits}f})"
-    return f"**{text}**" if estimate.certain else text
 
 
 def _table(lines: Sequence[Line]) -> str:
@@ -195,12 +128,12 @@ def _table(lines: Sequence[Line]) -> str:
             f"{table.mean('cost'):.3g}",
             f"{100 * table.mean('val_iou'):.2f}",
             f"{100 * pooled(table):.2f}",
-            "" if own else _interval(line.iou),
+            "" if own else line.iou.text(),
             f"{100 * pooled(table, 'dice'):.2f}",
             f"{100 * table.mean('boundary_iou'):.2f}",
             f"{table.mean('ece'):.4f}",
             f"{pooled(table, 'nll'):.4f}",
-            "" if own else _interval(line.nll, 1000.0, 1),
+            "" if own else line.nll.text(1000.0, 1),
             f"{table.mean('aurc'):.4f}",
             f"{np.mean(seconds):.0f}" if seconds else "several",
         ]
@@ -209,15 +142,9 @@ def _table(lines: Sequence[Line]) -> str:
 
 
 def _choices(study: Study, systems: Mapping[Key, Mapping[tuple[int, int], dict[str, Any]]]) -> str:
-    compared = {method.name for method in study.methods}
-    keys = [
-        key for key in systems
-        if key[0] in compared and key[1] in SHOWN and key[1] != "flips"
-        and table_of(systems[key], study.folds) is not None
-    ]  # fmt: skip
-    _, names = choose(systems, keys, study.folds)
+    _, names = choose(systems, candidates_of(study, systems), study.folds)
     listed = "; ".join(f"fold {fold}: {method}, {WORDS[system]}" for fold, (method, system) in sorted(names.items()))
-    return f"Chosen on validation data, for each fold: {listed}. Systems with flips take no part in the choice.\n"
+    return f"Chosen on validation data, for each fold: {listed}. Flips, and methods with fewer seeds, take no part.\n"
 
 
 def _verdict(lines: Sequence[Line]) -> str:
@@ -255,7 +182,7 @@ def _students(study: Study, lines: Sequence[Line]) -> str:
     found = [
         "### One student of an ensemble",
         "",
-        f"The teacher is the mean of {study.reference_seeds} trainings: {_interval(teacher.iou)} points to `single`.",
+        f"The teacher is the mean of {study.reference_seeds} trainings: {teacher.iou.text()} points to `single`.",
         "Each student trains as `single` does, from scratch, with a share `alpha` of the masks in its loss. The gain",
         "kept is the student's difference to `single` as a share of the teacher's.",
         "",
@@ -264,9 +191,9 @@ def _students(study: Study, lines: Sequence[Line]) -> str:
     ]
     for line in taught:
         kept = f"{100 * line.iou.value / teacher.iou.value:.0f} %" if teacher.iou.value > 0 else "no gain to keep"
-        behind = _interval(difference(line.table, teacher.table))
+        behind = difference(line.table, teacher.table).text()
         name = f"{line.label} ({_words(study.students[line.key[0]])})"
-        found.append(f"| {name} | 1 | {_interval(line.iou)} | {behind} | {kept} | {_interval(line.nll, 1000.0, 1)} |")
+        found.append(f"| {name} | 1 | {line.iou.text()} | {behind} | {kept} | {line.nll.text(1000.0, 1)} |")
     return "\n".join([*found, ""])
 
 

@@ -31,12 +31,29 @@ class Method:
         trainer: In the entry-point group `smp_ensemble.trainers`.
         options: Of the trainer.
         turn: Methods of turn 0 are run with all seeds before those of turn 1 begin.
+        seeds: It is trained with the first so many of the study's seeds; None: with all.
+        recipe_of: The method whose recipe it takes; empty: its own is tuned.
     """
 
     name: str
     trainer: str
     options: dict[str, Any] = field(default_factory=dict)
     turn: int = 0
+    seeds: int | None = None
+    recipe_of: str = ""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Where a study has its recipes from, if it tries none itself.
+
+    Attributes:
+        study: Name of the study that tried them.
+        epochs: At this budget.
+    """
+
+    study: str
+    epochs: int
 
 
 @dataclass(frozen=True)
@@ -45,8 +62,11 @@ class Study:
 
     Attributes:
         name: Of the file of its rows.
+        about: What is particular about it, in a few words.
         data: As for `smp-ensemble train`; relative paths are relative to the study's file.
         mask_column: Of `splits.csv`.
+        train_share: Share of the training images that are used, evenly over their names.
+        watched: So many validation images are scored after each epoch, for the curves alone; 0: all.
         folds: The data's groups are divided into so many; each is test data once, and the next one validation data.
         methods: What is compared; `single` is the baseline.
         epochs: Budgets: each method trains so many epochs, with equal batches, so equally many optimizer steps.
@@ -63,6 +83,7 @@ class Study:
         crop_statistics: Whether averages are scored with batch norm measured on augmented crops too.
         flips: Whether the last snapshot is scored over four flips too.
         fixed_recipe: Recipes given by method, where nothing is tuned here.
+        tuned: Another study whose recipes are taken, of each method and fold; None: they are tuned here.
         reference_seeds: The reference is the mean of the trainings with the first so many seeds; below 2: none.
         students: Networks that learn from the reference, trained as `single` is: by name, `alpha` (share of the masks
             in the loss) and `soften`.
@@ -75,7 +96,10 @@ class Study:
     epochs: tuple[int, ...]
     seeds: tuple[int, ...]
     grid: tuple[dict[str, Any], ...]
+    about: str = ""
     mask_column: str = "mask"
+    train_share: float = 1.0
+    watched: int = 0
     folds: int = 5
     tune_folds: tuple[int, ...] = (0, 2)
     tune_seed: int = 100
@@ -87,6 +111,7 @@ class Study:
     crop_statistics: bool = False
     flips: bool = True
     fixed_recipe: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tuned: Tuned | None = None
     reference_seeds: int = 3
     students: dict[str, dict[str, Any]] = field(default_factory=dict)
     student_seeds: int = 3
@@ -113,10 +138,22 @@ class Cell:
     recipe: int = -1
 
     @property
+    def student(self) -> bool:
+        """Whether it learns from a reference."""
+        return self.stage == STUDENT
+
+    @property
     def id(self) -> str:
         """Unique in its study, and the same for ever: rows are found by it."""
         recipe = f"-r{self.recipe}" if self.recipe >= 0 else ""
         return f"{self.stage}-{self.method}-e{self.epochs}-f{self.fold}-s{self.seed}{recipe}"
+
+
+def _declared(path: Path) -> dict[str, Any]:
+    """What a file says, on top of what its `base` says, a study in the same folder; each entry is replaced whole."""
+    own: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    base = own.pop("base", None)
+    return own if base is None else _declared(path.with_name(f"{base}.yaml")) | own
 
 
 def read_study(path: Path) -> Study:
@@ -124,14 +161,17 @@ def read_study(path: Path) -> Study:
 
     Raises:
         ValueError: It names no method `single`, or something is missing or unknown.
+        FileNotFoundError: Its base is not there.
     """
-    declared = yaml.safe_load(path.read_text(encoding="utf-8"))
+    declared = _declared(path)
     methods = tuple(Method(name, **values) for name, values in declared.pop("methods").items())
     if BASELINE not in {method.name for method in methods}:
         raise ValueError(f"{path}: expected a method '{BASELINE}' to compare with, got {[one.name for one in methods]}")
     data = declared.pop("data")
     if not data.startswith("synthetic"):
         data = str((path.parent / data).resolve())
+    if declared.get("tuned"):
+        declared["tuned"] = Tuned(**declared["tuned"])
     lists = {name: tuple(values) for name, values in declared.items() if isinstance(values, list)}
     rest = {name: value for name, value in declared.items() if name not in lists}
     try:
@@ -159,23 +199,23 @@ def cells_of(study: Study) -> list[Cell]:
     References come as soon as the trainings are there that they are made of.
     """
     found = []
-    if len(study.grid) > 1:
+    if len(study.grid) > 1 and study.tuned is None:
         found += [
             Cell(method.name, TUNE, epochs, fold, study.tune_seed, recipe)
             for method in sorted(study.methods, key=lambda method: method.turn)
-            if method.name not in study.fixed_recipe
+            if method.name not in study.fixed_recipe and not method.recipe_of
             for epochs in study.epochs
             for fold in study.tune_folds
             for recipe in range(len(study.grid))
         ]
     for turn in sorted({method.turn for method in study.methods}):
-        for seed in study.seeds:
+        for place, seed in enumerate(study.seeds):
             found += [
                 Cell(method.name, RUN, epochs, fold, seed)
                 for epochs in study.epochs
                 for method in study.methods
                 for fold in range(study.folds)
-                if method.turn == turn
+                if method.turn == turn and (method.seeds is None or place < method.seeds)
             ]
             if turn == 0 and study.reference_seeds > 1 and seed == study.seeds[study.reference_seeds - 1]:
                 found += [
@@ -196,12 +236,14 @@ def recipe_for(cell: Cell, study: Study, rows: dict[str, dict[str, Any]]) -> dic
 
     A recipe is judged by what its method reports, on the tuning folds whose validation data are not the cell's test
     data. (Fold f is test data in cell f; its tuning cells are validated on fold f + 1.) A student takes that of the
-    baseline.
+    baseline. Where recipes come from another study, `rows` hold that study's rows too.
     """
-    if cell.stage == STUDENT:
-        cell = replace(cell, method=BASELINE)
     if cell.recipe >= 0:
         return study.grid[cell.recipe]
+    named = {method.name: method.recipe_of or method.name for method in study.methods}
+    cell = replace(cell, method=BASELINE if cell.student else named[cell.method])
+    if study.tuned:
+        cell = replace(cell, epochs=study.tuned.epochs)
     if cell.method in study.fixed_recipe:
         return study.fixed_recipe[cell.method]
     if len(study.grid) == 1:

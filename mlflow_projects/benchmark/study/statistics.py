@@ -70,6 +70,12 @@ class Estimate:
         """Whether the interval leaves 0 out."""
         return self.low > 0 or self.high < 0
 
+    def text(self, factor: float = 100.0, digits: int = 2) -> str:
+        """Value and interval in units of 1 / `factor`, as Markdown; bold where 0 is outside."""
+        value, low, high = (factor * one for one in (self.value, self.low, self.high))
+        found = f"{value:+.{digits}f} ({low:+.{digits}f} .. {high:+.{digits}f})"
+        return f"**{found}**" if self.certain else found
+
 
 def table_of(picked: Mapping[tuple[int, int], dict[str, Any]], folds: int, kind: str = "clean") -> Table | None:
     """The table of a system, from its values by (seed, fold); None while no seed has all folds."""

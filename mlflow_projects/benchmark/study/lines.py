@@ -1,0 +1,98 @@
+"""Lines of a study's table: each system that has a seed with all folds, beside the baseline, and what is chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from study.plan import BASELINE, SEEDS
+from study.statistics import Estimate, Table, choose, difference, table_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from study.plan import Study
+    from study.statistics import Key
+
+SINGLE: Key = (BASELINE, "last")
+SHOWN = ("last", "refreshed", "crops", "all", "greedy", "soup", "soup crops", "flips")
+CHOSEN, CHOSEN_SINGLE = ("chosen on val", ""), ("chosen on val, one network", "")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One system of the table.
+
+    Attributes:
+        key: Method and system.
+        label: For people.
+        table: Its sums.
+        iou: Difference to the baseline.
+        nll: The same in log-loss.
+    """
+
+    key: Key
+    label: str
+    table: Table
+    iou: Estimate
+    nll: Estimate
+
+
+WORDS = {
+    "last": "last snapshot",
+    "refreshed": "last snapshot, batch norm refreshed",
+    "crops": "last snapshot, batch norm of crops",
+    "all": "mean of all",
+    "greedy": "greedy",
+    "soup": "average of the weights",
+    "soup crops": "average of the weights, batch norm of crops",
+    "flips": "last snapshot, 4 flips",
+}
+
+
+def candidates_of(study: Study, systems: Mapping[Key, Mapping[tuple[int, int], dict[str, Any]]]) -> list[Key]:
+    """Systems that may be chosen: of methods that are trained with all seeds, at least one of which has all folds."""
+    whole = [method.name for method in study.methods if method.seeds is None]
+    return [
+        (method, system)
+        for method in whole
+        for system in SHOWN
+        if system != "flips" and table_of(systems.get((method, system), {}), study.folds) is not None
+    ]
+
+
+def lines_of(study: Study, systems: Mapping[Key, Mapping[tuple[int, int], dict[str, Any]]]) -> list[Line]:
+    """All systems that have at least one seed with all folds; the baseline first, then by what is said of them."""
+    base = table_of(systems.get(SINGLE, {}), study.folds)
+    if base is None:
+        return []
+    tables = {SINGLE: base}
+    compared = [method.name for method in study.methods]
+    for method in (*compared, SEEDS, *study.students):
+        for system in SHOWN:
+            found = table_of(systems.get((method, system), {}), study.folds)
+            if found is not None:
+                tables[method, system] = found
+    candidates = candidates_of(study, systems)
+    for name, keys in (
+        (CHOSEN, candidates),
+        (CHOSEN_SINGLE, [key for key in candidates if tables[key].mean("cost") == 1]),
+    ):
+        picked, _ = choose(systems, keys, study.folds)
+        found = table_of(picked, study.folds)
+        if found is not None:
+            tables[name] = found
+    return [
+        Line(key, _label(key, tables), table, difference(table, base, "iou"), difference(table, base, "nll"))
+        for key, table in tables.items()
+    ]
+
+
+def _label(key: Key, known: Collection[Key]) -> str:
+    """Of a method that leaves one snapshot, that snapshot is the method."""
+    method, system = key
+    alone = (method, "all") not in known
+    if not system or (alone and system == "last"):
+        return method
+    word = WORDS[system]
+    return f"{method}, {word.removeprefix('last snapshot, ') if alone else word}"

@@ -1,0 +1,162 @@
+"""All studies side by side: two tables and a figure, from the rows alone, put into a page that people wrote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from study.figures import draw_overview
+from study.lines import CHOSEN, SINGLE, lines_of
+from study.plan import SEEDS, cells_of, read_rows, read_study
+from study.statistics import collect, pooled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from study.lines import Line
+    from study.plan import Study
+    from study.statistics import Estimate, Key
+
+BEGIN, END = "<!-- tables: written by accuracy.py -->", "<!-- end of the tables -->"
+TRAINERS = ("swa", "ema", "fge", "snapshot")
+COLUMNS = (
+    ("single, batch norm refreshed", "single", ("refreshed",)),
+    ("swa", "swa", ("last",)),
+    ("swa, batch norm of crops", "swa", ("crops",)),
+    ("ema", "ema", ("last",)),
+    ("fge", "fge", ("all", "last")),
+    ("fge, average of the weights", "fge", ("soup",)),
+    ("snapshot", "snapshot", ("all",)),
+    ("snapshot, average of the weights", "snapshot", ("soup",)),
+    ("three seeds", SEEDS, ("all",)),
+    ("chosen on val", "", ("",)),
+)
+"""Heading, trainer, and the names of the system to take, the first that is there."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One study at one budget.
+
+    Attributes:
+        study: What was run.
+        epochs: Budget.
+        finished: Cells of the study, at all budgets, that have a row.
+        seeds: Of `single`.
+        steps: Optimizer steps of a training, mean over folds.
+        device: Where it ran.
+        single: Test IoU of `single`.
+        lines: Of each heading that the study has: the system.
+    """
+
+    study: Study
+    epochs: int
+    finished: tuple[int, int]
+    seeds: int
+    steps: int
+    device: str
+    single: float
+    lines: Mapping[str, Line]
+
+    @property
+    def label(self) -> str:
+        """The study, and its budget where it has several."""
+        return self.study.name if len(self.study.epochs) == 1 else f"{self.study.name}, {self.epochs} epochs"
+
+
+def read_overview(studies: Path, results: Path) -> list[Row]:
+    """All studies that have rows, in the order of their names."""
+    found = []
+    for path in sorted(results.glob("*.jsonl"), key=lambda path: path.stem):
+        study, rows = read_study(studies / f"{path.stem}.yaml"), read_rows(path)
+        for epochs in study.epochs:
+            lines = {line.key: line for line in lines_of(study, collect(rows.values(), epochs))}
+            if not lines:
+                continue
+            base = lines[SINGLE].table
+            steps = {row["steps"] for row in rows.values() if row["epochs"] == epochs and "steps" in row}
+            found.append(
+                Row(
+                    study, epochs, (len(rows), len(cells_of(study))), len(base.seeds), round(sum(steps) / len(steps)),
+                    next(iter(rows.values()))["device"], pooled(base), _picked(study, lines),
+                )
+            )  # fmt: skip
+    return found
+
+
+def _picked(study: Study, lines: Mapping[Key, Line]) -> dict[str, Line]:
+    picked = {}
+    for heading, trainer, systems in COLUMNS:
+        if trainer in TRAINERS:
+            named = [method.name for method in study.methods if method.trainer == trainer and not method.recipe_of]
+        else:
+            named = [trainer]
+        keys = [(method, system) for method in named for system in systems] if trainer else [CHOSEN]
+        there = [lines[key] for key in keys if key in lines]
+        if there:
+            picked[heading] = there[0]
+    return picked
+
+
+def write_overview(rows: Sequence[Row], page: Path) -> None:
+    """Replaces what stands between the two marks of the page, and the figure beside the studies' own pages.
+
+    Raises:
+        ValueError: The page has no such marks.
+    """
+    text = page.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{page}: expected the lines '{BEGIN}' and '{END}', between which the tables are written")
+    figure = page.parent / "results" / "images" / "overview.png"
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    shown = [one for one in COLUMNS if one[0] != "single, batch norm refreshed"]
+    draw_overview(
+        [row.label for row in rows], [(one[0], [row.lines.get(one[0]) for row in rows]) for one in shown], figure
+    )
+    parts = [
+        BEGIN,
+        "",
+        _studies(rows),
+        "Difference in test IoU to `single` at the same budget, in points, with 95 % intervals (bold: 0 is outside):",
+        "",
+        _differences(rows, lambda line: line.iou, 100.0, 2),
+        "The same in calibrated log-loss, in thousandths (lower is better):",
+        "",
+        _differences(rows, lambda line: line.nll, 1000.0, 1),
+        "![differences to single in all studies](results/images/overview.png)",
+        "",
+        END,
+    ]
+    before, after = text[: text.index(BEGIN)], text[text.index(END) + len(END) :]
+    page.write_text(before + "\n".join(parts) + after, encoding="utf-8", newline="\n")
+
+
+def _studies(rows: Sequence[Row]) -> str:
+    found = [
+        "| study | what is particular | network | steps | seeds x folds | cells finished | where | `single` |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        study = row.study
+        cells = [
+            f"[{row.label}](results/{study.name}.md)",
+            study.about,
+            f"{study.arch}, {study.encoder_name}",
+            str(row.steps),
+            f"{row.seeds} x {study.folds}",
+            f"{row.finished[0]} of {row.finished[1]}",
+            row.device,
+            f"{100 * row.single:.2f}",
+        ]
+        found.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*found, ""])
+
+
+def _differences(rows: Sequence[Row], of: Callable[[Line], Estimate], factor: float, digits: int) -> str:
+    headings = [one[0] for one in COLUMNS if any(one[0] in row.lines for row in rows)]
+    found = [f"| study | {' | '.join(headings)} |", f"|---|{'---|' * len(headings)}"]
+    for row in rows:
+        cells = [of(row.lines[heading]).text(factor, digits) if heading in row.lines else "" for heading in headings]
+        found.append(f"| {row.label} | {' | '.join(cells)} |")
+    return "\n".join([*found, ""])
