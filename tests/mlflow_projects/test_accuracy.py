@@ -193,6 +193,17 @@ def test_the_choice_goes_by_validation_data_alone():
     assert picked == {(0, 0): other[0, 0], (0, 1): good[0, 1]}
 
 
+def test_a_wide_choice_asks_every_fold_but_the_one_that_is_validated_on_the_test_data():
+    """For fold 2 of 3 it asks folds 0 and 2: fold 1 is validated on fold 2's test data."""
+    loud = {(0, fold): system([[[1, 9, 9]]], val=one) for fold, one in enumerate((0.5, 0.99, 0.5))}
+    good = {(0, fold): system([[[9, 1, 1]]], val=0.6) for fold in range(3)}
+    systems = {("a", "all"): loud, ("b", "last"): good}
+    _, names = statistics.choose(systems, list(systems), 3, wide=True)
+    assert names == {0: ("a", "all"), 1: ("a", "all"), 2: ("b", "last")}
+    _, narrow = statistics.choose(systems, list(systems), 3)
+    assert narrow == {0: ("b", "last"), 1: ("a", "all"), 2: ("b", "last")}
+
+
 def test_the_price_is_the_number_of_networks_that_run():
     found = {one.name: one.cost for one in systems_of(3, {"soup": 3, "refreshed": 4, "flips": 5})}
     assert found == {"last": 1, "all": 3, "member 0": 1, "member 1": 1, "soup": 1, "refreshed": 1, "flips": 4}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SINGLE: Key = (BASELINE, "last")
 SHOWN = ("last", "refreshed", "crops", "all", "greedy", "soup", "soup crops", "flips")
 CHOSEN, CHOSEN_SINGLE = ("chosen on val", ""), ("chosen on val, one network", "")
+CHOSEN_WIDE = ("chosen on val of other folds too", "")
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,12 @@ def lines_of(study: Study, systems: Mapping[Key, Mapping[tuple[int, int], dict[s
             if found is not None:
                 tables[method, system] = found
     candidates = candidates_of(study, systems)
-    for name, keys in (
-        (CHOSEN, candidates),
-        (CHOSEN_SINGLE, [key for key in candidates if tables[key].mean("cost") == 1]),
+    for name, keys, wide in (
+        (CHOSEN, candidates, False),
+        (CHOSEN_SINGLE, [key for key in candidates if tables[key].mean("cost") == 1], False),
+        (CHOSEN_WIDE, candidates, True),
     ):
-        picked, _ = choose(systems, keys, study.folds)
+        picked, _ = choose(systems, keys, study.folds, wide=wide)
         found = table_of(picked, study.folds)
         if found is not None:
             tables[name] = found

@@ -142,9 +142,12 @@ def _table(lines: Sequence[Line]) -> str:
 
 
 def _choices(study: Study, systems: Mapping[Key, Mapping[tuple[int, int], dict[str, Any]]]) -> str:
-    _, names = choose(systems, candidates_of(study, systems), study.folds)
-    listed = "; ".join(f"fold {fold}: {method}, {WORDS[system]}" for fold, (method, system) in sorted(names.items()))
-    return f"Chosen on validation data, for each fold: {listed}. Flips, and methods with fewer seeds, take no part.\n"
+    found = []
+    for words, wide in (("its own validation data", False), ("that of other folds too, without its test data", True)):
+        _, names = choose(systems, candidates_of(study, systems), study.folds, wide=wide)
+        listed = [f"fold {fold}: {method}, {WORDS[system]}" for fold, (method, system) in sorted(names.items())]
+        found.append(f"Chosen for each fold on {words}: {'; '.join(listed)}.")
+    return "\n".join([*found, "Flips, and methods with fewer seeds, take no part.\n"])
 
 
 def _verdict(lines: Sequence[Line]) -> str:

@@ -110,25 +110,39 @@ def collect(rows: Iterable[dict[str, Any]], epochs: int) -> dict[Key, dict[tuple
 
 
 def choose(
-    systems: Mapping[Key, Mapping[tuple[int, int], dict[str, Any]]], candidates: Sequence[Key], folds: int
+    systems: Mapping[Key, Mapping[tuple[int, int], dict[str, Any]]],
+    candidates: Sequence[Key],
+    folds: int,
+    *,
+    wide: bool = False,
 ) -> tuple[dict[tuple[int, int], dict[str, Any]], dict[int, Key]]:
     """For each fold the candidate with the best validation IoU, its mean over seeds; and which one that was.
 
-    The validation data of a fold are none of its test data, and test data have no say.
+    Test data have no say: the validation data of fold f are the test data of fold f + 1, so for fold f the choice asks
+    the trainings of fold f alone or, if `wide`, those of all folds but f - 1, which are validated on its test data.
     """
     picked: dict[tuple[int, int], dict[str, Any]] = {}
     names: dict[int, Key] = {}
     for fold in range(folds):
+        judges = [one for one in range(folds) if (one + 1) % folds != fold] if wide and folds > 1 else [fold]
         scores = {
-            key: np.mean([system["val_iou"] for (_, where), system in systems[key].items() if where == fold])
+            key: np.mean([by_fold[one] for one in judges])
             for key in candidates
-            if any(where == fold for _, where in systems[key])
+            if (by_fold := _validation_by_fold(systems[key])).keys() >= {*judges, fold}
         }
         if not scores:
             continue
         names[fold] = max(scores, key=lambda key: scores[key])
         picked |= {cell: system for cell, system in systems[names[fold]].items() if cell[1] == fold}
     return picked, names
+
+
+def _validation_by_fold(system: Mapping[tuple[int, int], dict[str, Any]]) -> dict[int, float]:
+    """Validation IoU in each fold, mean over seeds."""
+    by_fold: dict[int, list[float]] = defaultdict(list)
+    for (_, fold), values in system.items():
+        by_fold[fold].append(values["val_iou"])
+    return {fold: float(np.mean(values)) for fold, values in by_fold.items()}
 
 
 def iou(counts: Floats) -> Floats:
