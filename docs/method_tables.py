@@ -82,17 +82,18 @@ TECHNIQUES = (
         "soup", "smp-ensemble soup", COMMANDS["soup"].summary,
         "no training; a score, and a pass for batch norm, for each average",
         "Wortsman et al., ICML 2022, arXiv:2203.05482",
-        {SoupOptions: ("selector", "metric", "max_members", "where", "pick")},
+        {SoupOptions: ("selector", "metric", "max_members", "batch_norm", "where", "pick")},
     ),
     Technique(
         "mc-dropout", "--passes T", "", "prediction T times", "Gal and Ghahramani, ICML 2016, arXiv:1506.02142",
         {PredictOptions: ("passes",), TrainOptions: ("model_options",)},
     ),
     Technique(
-        "tricks", "--class-weights, --warmup-epochs, --clip-norm, --accumulate, --patience",
-        "weights of classes in the loss, warm-up, clipping, accumulation, early stopping", "nothing more",
+        "tricks", "--class-weights, --warmup-epochs, --clip-norm, --accumulate, --patience, --batch-norm",
+        "weights of classes in the loss, warm-up, clipping, accumulation, early stopping, batch norm measured anew",
+        "nothing more, but for batch norm: a pass for each snapshot",
         "see the card",
-        {TrainOptions: ("class_weights", "warmup_epochs", "clip_norm", "accumulate", "patience")},
+        {TrainOptions: ("class_weights", "warmup_epochs", "clip_norm", "accumulate", "patience", "batch_norm")},
     ),
 )  # fmt: skip
 

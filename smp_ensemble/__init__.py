@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from smp_ensemble.training import trainers as trainers
     from smp_ensemble.training.batch_norm import refresh_batch_norm as refresh_batch_norm
     from smp_ensemble.training.callback import SnapshotCallback as SnapshotCallback
-    from smp_ensemble.training.fit import FitOptions as FitOptions
     from smp_ensemble.training.fit import fit as fit
+    from smp_ensemble.training.fit_options import FitOptions as FitOptions
     from smp_ensemble.training.weights import average_weights as average_weights
     from smp_ensemble.typing import Snapshot as Snapshot
     from smp_ensemble.workflows.assembling import build_ensemble as build_ensemble
@@ -49,7 +49,7 @@ _WHERE = {
     "trainers": "training",
     "refresh_batch_norm": "training.batch_norm",
     "SnapshotCallback": "training.callback",
-    "FitOptions": "training.fit",
+    "FitOptions": "training.fit_options",
     "fit": "training.fit",
     "average_weights": "training.weights",
     "Snapshot": "typing",

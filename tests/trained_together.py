@@ -19,7 +19,8 @@ from smp_ensemble.data.forms import load_data
 from smp_ensemble.data.transforms import TrainTransform
 from smp_ensemble.exceptions import DataError
 from smp_ensemble.testing import MemoryStore
-from smp_ensemble.training.fit import FitOptions, fit
+from smp_ensemble.training.fit import fit
+from smp_ensemble.training.fit_options import FitOptions
 from smp_ensemble.training.trainers import EMA, SSE, SWA, Boost, Single
 
 METHODS = {

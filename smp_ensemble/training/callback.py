@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PreviewFunction = Callable[["nn.Module"], Sequence["npt.NDArray[np.uint8]"]]
-AVERAGE = "average/"
-"""Before the names of scores, in the training's curves, that were measured for the average and not the network."""
+AVERAGE, REFRESHED = "average/", "refreshed/"
+"""Before the names of scores, in the training's curves, that were measured for the average, or for the network with its
+batch norm measured anew, and not for the network as training leaves it."""
 
 
 class SnapshotCallback(Callback):
@@ -62,6 +63,8 @@ class SnapshotCallback(Callback):
         warmup_epochs: Epochs over which the rate climbs to the schedule's.
         refresh: Measures the batch-norm statistics of the network anew, for averaged weights, best on whole images if
             that is what is predicted; None: on the images of the trainer's own training batches, as they come.
+        refresh_all: Whether that is done for every snapshot, and not for averages alone. Training goes on with the
+            running statistics.
         resampling: Whether somebody draws training images as the method says, for methods that do (`boost`).
 
     Raises:
@@ -84,6 +87,7 @@ class SnapshotCallback(Callback):
         previews: PreviewFunction | None = None,
         warmup_epochs: float = 0.0,
         refresh: Callable[[nn.Module], None] | None = None,
+        refresh_all: bool = False,
         resampling: bool = False,
     ) -> None:
         self.method = make_trainer(trainer) if isinstance(trainer, str) else trainer
@@ -98,10 +102,11 @@ class SnapshotCallback(Callback):
         self._previews = previews
         self._warmup_epochs = warmup_epochs
         self._refresh = refresh
+        self._refresh_all = refresh_all
         self._resampling = resampling
         self._network: nn.Module | None = None
         self._averager = self.method.averager()
-        self._averaged: tuple[int, dict[str, Tensor]] | None = None
+        self._kept: tuple[int, dict[str, Tensor]] | None = None
         self._holding = contextlib.ExitStack()
         self._schedule: Schedule | None = None
         self._steps_per_epoch = 1
@@ -201,19 +206,20 @@ class SnapshotCallback(Callback):
             self._averager.update(self.network_of(pl_module), step)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lets a snapshot's validation run on the average, where the method has one."""
+        """Lets a snapshot's validation run on the weights that are kept, where these are not the training's own."""
         step = trainer.global_step
-        if self._averager is None or trainer.sanity_checking or self._schedule is None:
+        if not (self._averager or self._refresh_all) or trainer.sanity_checking or self._schedule is None:
             return
         if not self._schedule.is_snapshot(step) or step in self._taken:
             return
         network = self.network_of(pl_module)
-        self._holding.enter_context(holding(network, self._averager.weights()))
+        kept = self._averager.weights() if self._averager else network.state_dict()
+        self._holding.enter_context(holding(network, kept))
         if self._refresh is not None:
             self._refresh(network)
         else:
             refresh_batch_norm(network, trainer.train_dataloader or ())
-        self._averaged = step, {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+        self._kept = step, {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Puts the training's own weights back; remembers for which weights the scores were measured."""
@@ -226,11 +232,12 @@ class SnapshotCallback(Callback):
         assert self._schedule is not None
         step = trainer.global_step
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        of_average = self._averaged is not None and self._averaged[0] == step
+        of_kept = self._kept is not None and self._kept[0] == step
         if trainer.is_global_zero:
             rate = self._schedule.factor(max(step - 1, 0)) * trainer.optimizers[0].param_groups[-1]["initial_lr"]
+            prefix = REFRESHED if self._averager is None else AVERAGE
             curves = {
-                f"{AVERAGE}{name}" if of_average and name.startswith("val_") else name: value
+                f"{prefix}{name}" if of_kept and name.startswith("val_") else name: value
                 for name, value in metrics.items()
             }
             self.store.log_metrics({**curves, "lr": rate, "epoch": trainer.current_epoch + 1}, step)
@@ -253,8 +260,8 @@ class SnapshotCallback(Callback):
         self._taken.append(step)
         if trainer.is_global_zero:
             with contextlib.ExitStack() as stack:
-                if of_average and self._averaged is not None:
-                    stack.enter_context(holding(self.network_of(pl_module), self._averaged[1]))
+                if of_kept and self._kept is not None:
+                    stack.enter_context(holding(self.network_of(pl_module), self._kept[1]))
                 self._hand_over(trainer, pl_module, step, scores)
 
     def _hand_over(

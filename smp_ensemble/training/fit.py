@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,7 @@ from smp_ensemble.training.boosting import Boosting
 from smp_ensemble.training.callback import SnapshotCallback
 from smp_ensemble.training.class_weights import class_weights
 from smp_ensemble.training.distillation import DistillationModule
+from smp_ensemble.training.fit_options import FitOptions
 from smp_ensemble.training.host import EpochFromSteps, make_host, quiet
 from smp_ensemble.training.launching import launched
 from smp_ensemble.training.losses import make_loss
@@ -27,7 +26,7 @@ from smp_ensemble.training.module import SegmentationModule
 from smp_ensemble.training.optimizers import freeze_encoder, make_optimizer
 from smp_ensemble.training.previews import predict_previews
 from smp_ensemble.training.processes import part_of_batch, place_of, together, told_by_first
-from smp_ensemble.training.refreshing import refresh_on_images
+from smp_ensemble.training.refreshing import make_refresh
 from smp_ensemble.training.stopping import FiniteLoss, StopAfterStep, StopRequest, explained
 from smp_ensemble.training.stores import SilentStore, opened
 from smp_ensemble.training.trainers import make_trainer
@@ -46,62 +45,6 @@ if TYPE_CHECKING:
     from smp_ensemble.training.distillation import Lesson
     from smp_ensemble.training.processes import Place
     from smp_ensemble.typing import Snapshot, SnapshotStore, Trainer
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """How to train, apart from the method: the same for all methods, so that they compare.
-
-    Attributes:
-        loss: `auto`, or like `0.5*lovasz+0.5*focal(gamma=2)`.
-        optimizer: Any name that timm knows.
-        lr: Maximum learning rate; schedules give factors of it.
-        weight_decay: On weights of two or more dimensions.
-        encoder_lr_scale: Encoder's rate as a factor of `lr`.
-        freeze_encoder: Whether to keep the encoder as it is.
-        batch_size: Images in a batch, of all processes together.
-        crop_size: Side of the square training crops, in pixels.
-        augment: Named level of augmentation.
-        workers: Data loading processes; 0 loads in the training process.
-        precision: Lightning's words, or `auto`.
-        accelerator: Lightning's words, or `auto`.
-        seed: Of weights that are initialised here, of batches and augmentation.
-        class_weights: Of cross-entropy: `none`, `balanced`, `sqrt`, or numbers separated by commas.
-        warmup_epochs: Epochs over which the rate climbs to the schedule's; may be a fraction.
-        clip_norm: Gradients are scaled down to this norm; 0: they are left as they are.
-        accumulate: Batches whose gradients make one step.
-        patience: Epochs without a better `val_iou` after which training stops early; 0: never.
-        devices: Processes on each machine that train together, each with a device of its own; `auto`: one for each
-            GPU. Batches stay as they are: each process takes its part.
-        num_nodes: Machines; with more than one, torchrun or SLURM starts the processes.
-    """
-
-    loss: str = "auto"
-    optimizer: str = "sgd"
-    lr: float = 0.05
-    weight_decay: float = 1e-4
-    encoder_lr_scale: float = 1.0
-    freeze_encoder: bool = False
-    batch_size: int = 8
-    crop_size: int = 128
-    augment: str = "default"
-    workers: int = 0
-    precision: str = "auto"
-    accelerator: str = "auto"
-    seed: int = 0
-    class_weights: str = "none"
-    warmup_epochs: float = 0.0
-    clip_norm: float = 0.0
-    accumulate: int = 1
-    patience: int = 0
-    devices: int | str = 1
-    num_nodes: int = 1
-
-    def __post_init__(self) -> None:
-        for name, least in (("warmup_epochs", 0), ("clip_norm", 0), ("accumulate", 1), ("patience", 0)):
-            value = getattr(self, name)
-            if not (value >= least and math.isfinite(value)):
-                raise ConfigError(f"expected {name.replace('_', '-')} of {least} or more, got {value}")
 
 
 def fit(
@@ -159,11 +102,7 @@ def fit(
     if lesson is not None and place.count > 1:
         raise ConfigError(f"a student learns from its teacher in one process, got {place.count}: use devices=1")
     method = make_trainer(trainer) if isinstance(trainer, str) else trainer
-    if options.patience and method.averager() is not None:
-        raise ConfigError(
-            f"patience={options.patience} watches the scores of the network, but '{method.name}' keeps an average of "
-            "its weights, which is scored at the end alone: use patience=0"
-        )
+    options.check_with(method)
     module = _module(model, normalization, train_data, options, lesson, place)
     transform = TrainTransform(options.crop_size, fill=normalization.raw_mean(), augment=options.augment)
     with opened(store if place.is_first else SilentStore()) as kept, launched(place, kept.close):
@@ -178,14 +117,18 @@ def fit(
             training_images=_together(train_data.image_digests, trained_on),
             previews=partial(predict_previews, data=val_data, normalization=normalization, precision=precision),
             warmup_epochs=options.warmup_epochs,
-            refresh=partial(
-                refresh_on_images,
+            refresh=make_refresh(
+                options.batch_norm,
                 normalization=normalization,
                 data=train_data,
+                transform=transform,
                 batch_size=options.batch_size,
+                part=part,
+                seed=options.seed,
                 precision=precision,
                 shard=place.shard,
             ),
+            refresh_all=options.batch_norm != "auto",
             resampling=True,
         )  # fmt: skip
         boosting = None

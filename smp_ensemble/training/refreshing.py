@@ -1,7 +1,8 @@
-"""Batch norm of averaged weights, from the training images as validation and prediction see them: whole."""
+"""Batch norm of kept weights: from whole training images, as prediction sees them, or from crops, as training does."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,15 +10,23 @@ from torch import nn
 from tqdm import tqdm
 
 from smp_ensemble.architectures import output_stride
-from smp_ensemble.data.loading import evaluation_loader
+from smp_ensemble.data.loading import evaluation_loader, training_loader
 from smp_ensemble.precision import autocast_dtype
 from smp_ensemble.training.batch_norm import has_batch_norm, refresh_batch_norm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from smp_ensemble.data.datasets import SegmentationDataset
     from smp_ensemble.data.normalization import Normalization
+    from smp_ensemble.data.transforms import TrainTransform
+
+
+SOURCES = ("auto", "images", "crops")
+"""What batch norm may be measured on; `auto`: averages of weights on images, all else keeps its running statistics."""
+
+CROP_EPOCHS = 2
+"""Passes over the training images, each with other crops: their statistics vary more than those of whole images."""
 
 
 def refresh_on_images(
@@ -50,6 +59,83 @@ def refresh_on_images(
     whole = evaluation_loader(data, batch_size=batch_size, workers=0, divisor=output_stride([network]), shard=shard)
     batches = tqdm(whole, desc=label, unit="batch", leave=False, disable=True if shard[0] else None)
     refresh_on_batches(network, batches, normalization=normalization, precision=precision)
+
+
+def refresh_on_crops(
+    network: nn.Module,
+    *,
+    normalization: Normalization,
+    data: SegmentationDataset,
+    transform: TrainTransform,
+    batch_size: int,
+    seed: int,
+    precision: str,
+    label: str = "batch norm",
+    shard: tuple[int, int] = (0, 1),
+) -> None:
+    """Measures the batch-norm statistics of `network` anew on augmented crops, as training sees them.
+
+    They vary in colour and scale, so the network bears such changes in what it predicts better than with the statistics
+    of whole, clean images. Where images are much larger than crops, padded borders weigh more than they do in
+    prediction.
+
+    Args:
+        network: Changed in place, on its own device; without batch norm nothing is read.
+        normalization: What images go through first.
+        data: The training images.
+        transform: Cuts the crops.
+        batch_size: Crops at once, in this process.
+        seed: Of order and augmentation.
+        precision: Lightning's words.
+        label: Of the progress bar.
+        shard: This process's rank and the number of processes: each takes its own crops, and all get the statistics
+            that one process would find in all of them.
+    """
+    if not has_batch_norm(network):
+        return
+    epochs = iter(range(CROP_EPOCHS))
+    loader = training_loader(
+        data, transform, batch_size=batch_size, seed=seed, workers=0, epoch_of=lambda: next(epochs), shard=shard
+    )
+    crops = (batch for _ in range(CROP_EPOCHS) for batch in loader)
+    total = CROP_EPOCHS * len(loader)
+    batches = tqdm(crops, total=total, desc=label, unit="batch", leave=False, disable=True if shard[0] else None)
+    refresh_on_batches(network, batches, normalization=normalization, precision=precision)
+
+
+def make_refresh(
+    source: str,
+    *,
+    normalization: Normalization,
+    data: SegmentationDataset,
+    transform: TrainTransform,
+    batch_size: int,
+    precision: str,
+    part: int | None = None,
+    seed: int = 0,
+    label: str = "batch norm",
+    shard: tuple[int, int] = (0, 1),
+) -> Callable[[nn.Module], None]:
+    """One of the two above, as a function of the network alone.
+
+    Args:
+        source: In `SOURCES`; `auto` means images here.
+        normalization: As above.
+        data: As above.
+        transform: As above.
+        batch_size: Images or crops at once.
+        precision: As above.
+        part: Crops at once in this process; None: the whole batch.
+        seed: As above.
+        label: As above.
+        shard: As above.
+    """
+    shared: dict[str, Any] = {
+        "normalization": normalization, "data": data, "precision": precision, "label": label, "shard": shard,
+    }  # fmt: skip
+    if source == "crops":
+        return partial(refresh_on_crops, **shared, transform=transform, batch_size=part or batch_size, seed=seed)
+    return partial(refresh_on_images, **shared, batch_size=batch_size)
 
 
 def refresh_on_batches(

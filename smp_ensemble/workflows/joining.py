@@ -14,7 +14,7 @@ from smp_ensemble.workflows.starting import new_network, normalization_for
 
 if TYPE_CHECKING:
     from smp_ensemble.data.forms import DataSplits
-    from smp_ensemble.training.fit import FitOptions
+    from smp_ensemble.training.fit_options import FitOptions
     from smp_ensemble.typing import Trainer
     from smp_ensemble.workflows.options import TrainOptions
     from smp_ensemble.workflows.starting import Start

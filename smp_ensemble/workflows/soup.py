@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from smp_ensemble.data.transforms import TrainTransform
 from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.member import Member
 from smp_ensemble.evaluation.scoring import score
@@ -16,7 +17,7 @@ from smp_ensemble.tracking.search import first_experiment
 from smp_ensemble.tracking.store import MlflowStore
 from smp_ensemble.training.batch_norm import has_batch_norm
 from smp_ensemble.training.optimizers import freeze_encoder
-from smp_ensemble.training.refreshing import refresh_on_images
+from smp_ensemble.training.refreshing import SOURCES, make_refresh
 from smp_ensemble.training.soups import Soup, greedy_soup, uniform_soup
 from smp_ensemble.typing import SnapshotRecord
 from smp_ensemble.workflows.ingredients import SOUP, Ingredient, find_ingredients, share_encoder
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from smp_ensemble.typing import Snapshot, Task
     from smp_ensemble.workflows.options import SoupOptions
 
+LOGGED = ("selector", "metric", "batch_norm", "where", "pick", "data")
 SELECTORS = {"greedy": greedy_soup, "uniform": uniform_soup}
 MEASURED = ("iou", "dice", "ece", "nll", "brier")
 MEASURED_BY_CLASS = ("iou", "dice")
@@ -47,13 +49,16 @@ def soup(options: SoupOptions) -> Report:
     scored as it is. Memory holds two models.
 
     Raises:
-        ConfigError: Fewer than two candidates, an unknown selector, or a metric that is not measured here.
+        ConfigError: Fewer than two candidates, an unknown selector or source of batch norm, or a metric that is not
+            measured here.
         NothingFoundError: No candidates.
         LeakError: An ingredient was trained on validation or test images.
         NetworkError: Ingredients of different architectures or normalisations, or for other data.
     """
     if options.selector not in SELECTORS:
         raise ConfigError(f"unknown selector '{options.selector}' of soups: {nearest(options.selector, SELECTORS)}")
+    if options.batch_norm not in SOURCES[1:]:
+        raise ConfigError(f"unknown batch-norm '{options.batch_norm}': {nearest(options.batch_norm, SOURCES[1:])}")
     splits = load_splits(options)
     _check_metric(options.metric, splits.task)
     ingredients = find_ingredients(options, splits)  # all of them checked before anything is tracked
@@ -65,7 +70,10 @@ def soup(options: SoupOptions) -> Report:
         store.log_params(
             {
                 "trainer": SOUP,
-                **{name: getattr(options, name) for name in ("selector", "metric", "where", "pick", "data")},
+                **{
+                    name: getattr(options, name)
+                    for name in ("selector", "metric", "batch_norm", "where", "pick", "data")
+                },
                 "candidates": ",".join(one.model_id for one in candidates),
             }
         )
@@ -112,14 +120,7 @@ class _Judge:
         if self._frozen:
             freeze_encoder(member.network)
         if len(kept) > 1:
-            refresh_on_images(
-                member.to(self._device).network,
-                normalization=member.normalization,
-                data=self._splits.train,
-                batch_size=options.batch_size,
-                precision=resolve_precision(options.precision, self._device),
-                label=f"batch norm of {len(kept)}",
-            )
+            self._refresh(member.to(self._device), f"batch norm of {len(kept)}")
         engine = Engine(
             Ensemble([member], mode=task.mode, class_names=task.class_names), self._device, options.precision
         )
@@ -132,6 +133,19 @@ class _Judge:
         self.scores[kept] = found[-1]
         value = found[-1].metrics[self._metric]
         return -value if names.is_ascending(options.metric) else value
+
+    def _refresh(self, member: Member, label: str) -> None:
+        options, normalization = self._options, member.normalization
+        refresh = make_refresh(
+            options.batch_norm,
+            normalization=normalization,
+            data=self._splits.train,
+            transform=TrainTransform(options.crop_size, fill=normalization.raw_mean(), augment=options.augment),
+            batch_size=options.batch_size,
+            precision=resolve_precision(options.precision, self._device),
+            label=label,
+        )
+        refresh(member.network)
 
 
 def _record(
@@ -156,6 +170,7 @@ def _record(
             "trainer": SOUP,
             "selector": options.selector,
             "metric": options.metric,
+            "batch_norm": options.batch_norm,
             "ingredients": ",".join(one.model_id for one in kept),
             **describe_network(member.network),
             "normalization": member.normalization.kind,

@@ -23,7 +23,8 @@ from smp_ensemble.tracking.runs import as_param, attach
 from smp_ensemble.tracking.settling import settle
 from smp_ensemble.tracking.store import MlflowStore, Resumable
 from smp_ensemble.training.checkpointing import completed_epochs
-from smp_ensemble.training.fit import FitOptions, fit
+from smp_ensemble.training.fit import fit
+from smp_ensemble.training.fit_options import FitOptions
 from smp_ensemble.training.previews import preview_indices
 from smp_ensemble.training.processes import leave_group
 from smp_ensemble.training.trainers import GROUP, describe, make_trainer

@@ -28,7 +28,8 @@ from smp_ensemble.exceptions import TrackingError
 from smp_ensemble.tracking import names, outages
 from smp_ensemble.tracking.flavor import load_model
 from smp_ensemble.tracking.store import MlflowStore
-from smp_ensemble.training.fit import FitOptions, fit
+from smp_ensemble.training.fit import fit
+from smp_ensemble.training.fit_options import FitOptions
 from smp_ensemble.training.module import SegmentationModule
 from smp_ensemble.training.trainers import SSE
 

@@ -234,7 +234,8 @@ def test_a_network_that_nobody_could_build_again_is_refused(tracking):
 
 
 def test_without_a_store_training_opens_mlflow_and_ends_its_run(tracking, make_tiny_network, tiny_splits):
-    from smp_ensemble.training.fit import FitOptions, fit
+    from smp_ensemble.training.fit import fit
+    from smp_ensemble.training.fit_options import FitOptions
 
     options = FitOptions(batch_size=4, crop_size=32, precision="32", accelerator="cpu")
     data = (tiny_splits.train, tiny_splits.val)

@@ -16,7 +16,8 @@ from smp_ensemble.exceptions import ConfigError, ScheduleError
 from smp_ensemble.testing import MemoryStore
 from smp_ensemble.training.boosting import Boosting, image_losses
 from smp_ensemble.training.callback import SnapshotCallback
-from smp_ensemble.training.fit import FitOptions, fit
+from smp_ensemble.training.fit import fit
+from smp_ensemble.training.fit_options import FitOptions
 from smp_ensemble.training.trainers import Boost
 
 OPTIONS = FitOptions(batch_size=4, crop_size=32, precision="32", accelerator="cpu", lr=0.02)

@@ -59,7 +59,7 @@ def loader(batches=3):
     return torch.utils.data.DataLoader(samples, batch_size=2)
 
 
-def run(module, trainer=None, *, validate=True, store=None, epochs=4, callbacks=(), **options):
+def run(module, trainer=None, *, validate=True, store=None, epochs=4, callbacks=(), refresh_all=False, **options):
     store = store or MemoryStore()
     callback = SnapshotCallback(
         trainer or SSE(cycles=2),
@@ -67,6 +67,7 @@ def run(module, trainer=None, *, validate=True, store=None, epochs=4, callbacks=
         class_names=("background", "building"),
         normalization=imagenet(),
         store=store,
+        refresh_all=refresh_all,
     )
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     host = pl.Trainer(
@@ -181,6 +182,14 @@ def test_the_averages_statistics_come_from_the_trainers_own_batches(make_tiny_ne
     inputs = torch.nn.functional.conv2d(images, weight, stride=2, padding=3).numpy()
     assert kept.weights[f"{first}.running_mean"].numpy() == pytest.approx(inputs.mean(axis=(0, 2, 3)), abs=1e-5)
     assert kept.weights[f"{first}.running_var"].numpy() == pytest.approx(inputs.var(axis=(0, 2, 3)), rel=1e-4)
+
+
+def test_in_a_foreign_trainer_every_snapshot_may_have_its_statistics_from_the_trainers_batches(make_tiny_network):
+    one, other = (run(OwnModule(make_tiny_network()), Single(), refresh_all=each).kept[0] for each in (True, False))
+    assert one.record.metrics != other.record.metrics
+    changed = {name for name, tensor in one.weights.items() if not torch.equal(tensor, other.weights[name])}
+    assert changed
+    assert all("running" in name for name in changed)
 
 
 class Stop(pl.Callback):

@@ -10,7 +10,8 @@ import torch
 from smp_ensemble.exceptions import IntegrityError, TrainingError
 from smp_ensemble.testing import MemoryStore
 from smp_ensemble.training.checkpointing import CHECKPOINT_FILE, DurableCheckpointIO, completed_epochs
-from smp_ensemble.training.fit import FitOptions, fit
+from smp_ensemble.training.fit import fit
+from smp_ensemble.training.fit_options import FitOptions
 
 OPTIONS = FitOptions(batch_size=4, crop_size=32, precision="32", accelerator="cpu", lr=0.02)
 

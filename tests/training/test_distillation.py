@@ -15,7 +15,8 @@ from smp_ensemble.data.normalization import imagenet
 from smp_ensemble.exceptions import ConfigError, DataError
 from smp_ensemble.testing import MemoryStore
 from smp_ensemble.training.distillation import DistillationLoss, DistillationModule, Lesson
-from smp_ensemble.training.fit import FitOptions, fit
+from smp_ensemble.training.fit import fit
+from smp_ensemble.training.fit_options import FitOptions
 from smp_ensemble.training.losses import make_loss
 from smp_ensemble.typing import MODES
 

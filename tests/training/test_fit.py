@@ -18,9 +18,11 @@ from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.metrics.confusion import SegmentationScores
 from smp_ensemble.testing import MemoryStore, check_trainer
 from smp_ensemble.training.callback import SnapshotCallback
-from smp_ensemble.training.fit import FitOptions, fit
+from smp_ensemble.training.fit import fit
+from smp_ensemble.training.fit_options import FitOptions
 from smp_ensemble.training.losses import make_loss
 from smp_ensemble.training.optimizers import make_optimizer
+from smp_ensemble.training.refreshing import refresh_on_crops, refresh_on_images
 from smp_ensemble.training.trainers import EMA, FGE, GROUP, SSE, SWA, Boost, Checkpoints, Single, make_trainer
 
 OPTIONS = FitOptions(batch_size=4, crop_size=32, precision="32", accelerator="cpu", lr=0.02, encoder_lr_scale=0.5)
@@ -127,6 +129,8 @@ class CutStore(MemoryStore):
         (EMA(decay=0.9), {}),
         (Boost(cycles=4), {}),
         (METHOD, {"optimizer": "lookahead_sgd"}),
+        (METHOD, {"batch_norm": "crops"}),
+        (SWA(start=0.5), {"batch_norm": "crops"}),
         (METHOD, {"optimizer": "lookahead_adamw", "lr": 0.001}),
         pytest.param(METHOD, {"workers": 2}, marks=pytest.mark.slow),
         pytest.param(Boost(cycles=4), {"workers": 2}, marks=pytest.mark.slow),
@@ -280,6 +284,64 @@ def test_an_average_leaves_a_frozen_encoder_alone(make_tiny_network, tiny_splits
         assert torch.equal(tensor, store.kept[0].weights[f"encoder.{name}"]), name
 
 
+@pytest.mark.parametrize("source", ["images", "crops"])
+def test_refreshed_snapshots_have_their_own_statistics_and_scores_and_training_goes_on_as_before(
+    make_tiny_network, tiny_splits, source
+):
+    stores = {}
+    for batch_norm in ("auto", source):
+        network = make_tiny_network()
+        stores[batch_norm] = store = RecordingStore(network)
+        options = with_options(batch_norm=batch_norm)
+        fit(network, tiny_splits.train, tiny_splits.val, trainer=METHOD, epochs=4, store=store, options=options)
+    plain, refreshed = stores["auto"], stores[source]
+    for step, weights in plain.raw.items():
+        for name, tensor in weights.items():
+            assert torch.equal(tensor, refreshed.raw[step][name]), (step, name)
+    assert steps_of(refreshed) == steps_of(plain) == [8, 16]
+    normalization = imagenet()
+    for one, other in zip(plain.kept, refreshed.kept, strict=True):
+        twin = make_tiny_network(seed=7).eval()
+        twin.load_state_dict(one.weights)
+        shared = {"normalization": normalization, "data": tiny_splits.train, "batch_size": 4, "precision": "32"}
+        if source == "crops":
+            refresh_on_crops(twin, transform=TrainTransform(32, fill=normalization.raw_mean()), seed=0, **shared)
+        else:
+            refresh_on_images(twin, **shared)
+        for name, tensor in twin.state_dict().items():
+            assert torch.equal(tensor, other.weights[name]), name
+        own = rescored(make_tiny_network, tiny_splits, other.weights)
+        assert other.record.metrics["val_iou"] == pytest.approx(own, abs=1e-6)
+    curves = dict(refreshed.history)
+    assert curves[8]["refreshed/val_iou"] == refreshed.kept[0].record.metrics["val_iou"]
+    assert "val_iou" not in curves[8]
+    assert "refreshed/val_iou" not in curves[4]
+
+
+def test_an_averages_statistics_may_come_from_crops(make_tiny_network, tiny_splits):
+    (images,), (crops,) = (
+        trained(make_tiny_network(), tiny_splits, trainer=SWA(start=0.5), options=with_options(batch_norm=source)).kept
+        for source in ("auto", "crops")
+    )
+    changed = {name for name, tensor in images.weights.items() if not torch.equal(tensor, crops.weights[name])}
+    assert changed
+    assert all("running" in name for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "changed", "message"),
+    [
+        ("snapshot", {"patience": 2}, "patience ends a training anywhere: use patience=0"),
+        ("boost", {}, "'boost' draws images by the losses of its snapshots"),
+    ],
+)
+def test_statistics_that_would_not_be_those_of_the_snapshot_are_refused(
+    make_tiny_network, tiny_splits, trainer, changed, message
+):
+    with pytest.raises(ConfigError, match=message):
+        trained(make_tiny_network(), tiny_splits, trainer=trainer, options=with_options(batch_norm="images", **changed))
+
+
 def test_lookahead_is_kept_at_its_slow_weights(make_tiny_network, tiny_splits):
     """Four steps, then a sync: half way between the first weights and those of plain SGD; six more make no sync."""
     options = with_options(optimizer="lookahead_sgd", lr=0.02)
@@ -333,6 +395,7 @@ def test_clipped_gradients_move_the_weights_no_further_than_the_rate(make_tiny_n
         ({"clip_norm": float("nan")}, "clip-norm of 0 or more, got nan"),
         ({"accumulate": 0}, "accumulate of 1 or more, got 0"),
         ({"patience": -2}, "patience of 0 or more, got -2"),
+        ({"batch_norm": "image"}, "unknown batch-norm 'image': did you mean 'images'"),
     ],
 )
 def test_options_out_of_range_are_refused(changed, message):

@@ -15,7 +15,8 @@ import torch
 from smp_ensemble.exceptions import DivergedError, Interrupted
 from smp_ensemble.testing import MemoryStore
 from smp_ensemble.training.checkpointing import CHECKPOINT_FILE, completed_epochs
-from smp_ensemble.training.fit import FitOptions, fit
+from smp_ensemble.training.fit import fit
+from smp_ensemble.training.fit_options import FitOptions
 from smp_ensemble.training.module import SegmentationModule
 from smp_ensemble.training.stopping import StopRequest, explained
 

@@ -258,6 +258,7 @@ def test_an_ingredient_that_saw_held_out_images_is_refused(command, track, track
     ("arguments", "message"),
     [
         (["--selector", "gredy"], "unknown selector 'gredy' of soups: did you mean 'greedy'? Known: greedy, uniform"),
+        (["--batch-norm", "crop"], "unknown batch-norm 'crop': did you mean 'crops'? Known: crops, images"),
         (["--metric", "val_loss"], "soups are not scored by the metric 'val_loss'"),
         (["--max-members", "1"], "expected at least two snapshots to average, found 1 (models:/m-"),
         (["--where", "params.step = '7'"], "no snapshot found"),
@@ -270,13 +271,26 @@ def test_options_that_make_no_soup_are_refused(command, track, make_network, arg
     assert message in errors[0]
 
 
+def test_a_soup_with_the_statistics_of_crops_has_the_same_weights_and_other_scores(command, track, make_network):
+    track(*relatives(make_network, 2, step=0.001))
+    found = {}
+    for source in ("images", "crops"):
+        arguments = ("--selector", "uniform", "--batch-norm", source, "--crop-size", "32")
+        code, values, _ = command("soup", *DATA, *SHORT, *arguments)
+        assert code == 0
+        found[source] = load_model(values["uri"]).members[0].network.state_dict()
+    one, other = found.values()
+    changed = {name for name, tensor in one.items() if not torch.equal(tensor, other[name])}
+    assert changed == {name for name in one if "running" in name}
+
+
 def test_a_soup_that_fails_says_so_in_its_run(command, track, tracking, monkeypatch, make_network):
     track(make_network(), make_network())
 
     def fail(*arguments, **more):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(workflow, "refresh_on_images", fail)
+    monkeypatch.setattr(workflow, "make_refresh", fail)
     code, _, errors = command("soup", *DATA, *SHORT)
     assert code == 1
     assert "out of memory" in errors[0]

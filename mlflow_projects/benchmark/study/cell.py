@@ -22,7 +22,8 @@ from smp_ensemble.inference.engine import Engine
 from smp_ensemble.precision import choose_device, resolve_precision
 from smp_ensemble.testing import MemoryStore
 from smp_ensemble.training.distillation import Lesson
-from smp_ensemble.training.fit import FitOptions, fit
+from smp_ensemble.training.fit import fit
+from smp_ensemble.training.fit_options import FitOptions
 from smp_ensemble.training.trainers import make_trainer
 from smp_ensemble.training.weights import average_weights
 from study.folds import evenly, fold_splits

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from smp_ensemble.architectures import create_network
-from smp_ensemble.data.loading import training_loader
 from smp_ensemble.data.normalization import imagenet
 from smp_ensemble.data.transforms import TrainTransform
 from smp_ensemble.precision import choose_device, resolve_precision
-from smp_ensemble.training.refreshing import refresh_on_batches, refresh_on_images
+from smp_ensemble.training.refreshing import make_refresh
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,11 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from smp_ensemble.data.forms import DataSplits
-    from smp_ensemble.training.fit import FitOptions
+    from smp_ensemble.training.fit_options import FitOptions
     from study.plan import Study
-
-CROP_EPOCHS = 2
-"""Epochs of augmented crops that batch norm is measured on, where it is not measured on whole images."""
 
 
 @dataclass(frozen=True)
@@ -62,27 +58,20 @@ def refreshed(
 ) -> dict[str, Tensor]:
     """The same weights with batch norm measured anew on the whole training images, as averages have it.
 
-    With `crops`, on two epochs of augmented crops as the training saw them.
+    With `crops`, on augmented crops as the training saw them.
     """
     device = choose_device(setting.accelerator)
-    precision = resolve_precision(setting.precision, device)
     normalization = imagenet(splits.task.in_channels).to(device)
     twin = copy.deepcopy(network)
     twin.load_state_dict(dict(weights))
-    twin.to(device).eval()
-    if crops:
-        transform = TrainTransform(options.crop_size, fill=normalization.raw_mean(), augment=options.augment)
-        batches = (
-            batch
-            for epoch in range(CROP_EPOCHS)
-            for batch in training_loader(
-                splits.train, transform, batch_size=options.batch_size, seed=options.seed, workers=0,
-                epoch_of=lambda epoch=epoch: epoch,
-            )
-        )  # fmt: skip
-        refresh_on_batches(twin, batches, normalization=normalization, precision=precision)
-    else:
-        refresh_on_images(
-            twin, normalization=normalization, data=splits.train, batch_size=options.batch_size, precision=precision
-        )
+    refresh = make_refresh(
+        "crops" if crops else "images",
+        normalization=normalization,
+        data=splits.train,
+        transform=TrainTransform(options.crop_size, fill=normalization.raw_mean(), augment=options.augment),
+        batch_size=options.batch_size,
+        seed=options.seed,
+        precision=resolve_precision(setting.precision, device),
+    )
+    refresh(twin.to(device).eval())
     return {name: one.detach().cpu() for name, one in twin.state_dict().items()}
