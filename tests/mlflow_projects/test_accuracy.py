@@ -274,6 +274,8 @@ def test_a_tiny_study_runs_whole_is_tracked_and_is_not_run_twice(tracking, tmp_p
     row = rows["run-snapshot2-e2-f1-s1"]
     assert row["systems"]["all"]["cost"] == 2
     assert row["systems"]["soup"]["val_nll"] != row["systems"]["soup crops"]["val_nll"]
+    assert row["systems"]["all refreshed"]["cost"] == 2
+    assert row["systems"]["all refreshed"]["val_nll"] != row["systems"]["all"]["val_nll"]
     assert set(row["systems"]["greedy"]["test"]) == {"clean", "jpeg"}
     assert rows["reference-seeds-e2-f0-s-1"]["systems"]["all"]["cost"] == 2
     student, single = rows["student-student-e2-f0-s0"], rows["run-single-e2-f0-s0"]

@@ -118,7 +118,7 @@ def _score(
     """All systems of one training; a tuning cell only says what its method reports on validation data."""
     tuning = cell.stage == TUNE
     device = choose_device(setting.accelerator)
-    networks, extra = list(weights), {}
+    networks, extra, again = list(weights), {}, []
     if not tuning:
         if len(weights) > 1:
             extra["soup"] = len(networks)
@@ -129,6 +129,10 @@ def _score(
         if method.trainer not in AVERAGED:
             extra["refreshed"] = len(networks)
             networks.append(refreshed(weights[-1], network, splits, setting, options))
+            if study.crop_statistics:
+                others = [refreshed(one, network, splits, setting, options) for one in weights[:-1]]
+                again = [*range(len(networks), len(networks) + len(others)), extra["refreshed"]]
+                networks += others
         elif study.crop_statistics:
             extra["crops"] = len(networks)
             networks.append(refreshed(weights[-1], network, splits, setting, options, crops=True))
@@ -139,7 +143,7 @@ def _score(
         predictor.add_flips(len(weights) - 1)
         validation.append(predictor.predict_one(extra["flips"], predictor.images(splits.val)))
     truth = truth_of(splits.val, device)
-    systems = systems_of(len(weights), extra)
+    systems = systems_of(len(weights), extra, again)
     if len(weights) > 1 and not tuning:
         systems.append(greedy_system(validation, truth, splits.task, len(weights)))
     reported = reported_name(method.trainer, len(weights))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from study.statistics import Key
 
 SINGLE: Key = (BASELINE, "last")
-SHOWN = ("last", "refreshed", "crops", "all", "greedy", "soup", "soup crops", "flips")
+SHOWN = ("last", "refreshed", "crops", "all", "all refreshed", "greedy", "soup", "soup crops", "flips")
 CHOSEN, CHOSEN_SINGLE = ("chosen on val", ""), ("chosen on val, one network", "")
 CHOSEN_WIDE = ("chosen on val of other folds too", "")
 
@@ -44,6 +44,7 @@ WORDS = {
     "refreshed": "last snapshot, batch norm refreshed",
     "crops": "last snapshot, batch norm of crops",
     "all": "mean of all",
+    "all refreshed": "mean of all, batch norm refreshed",
     "greedy": "greedy",
     "soup": "average of the weights",
     "soup crops": "average of the weights, batch norm of crops",

@@ -26,8 +26,10 @@ COLUMNS = (
     ("swa, batch norm of crops", "swa", ("crops",)),
     ("ema", "ema", ("last",)),
     ("fge", "fge", ("all", "last")),
+    ("fge, batch norm refreshed", "fge", ("all refreshed", "refreshed")),
     ("fge, average of the weights", "fge", ("soup",)),
     ("snapshot", "snapshot", ("all",)),
+    ("snapshot, batch norm refreshed", "snapshot", ("all refreshed",)),
     ("snapshot, average of the weights", "snapshot", ("soup",)),
     ("three seeds", SEEDS, ("all",)),
     ("chosen on val", "", ("",)),
@@ -110,10 +112,8 @@ def write_overview(rows: Sequence[Row], page: Path) -> None:
         raise ValueError(f"{page}: expected the lines '{BEGIN}' and '{END}', between which the tables are written")
     figure = page.parent / "results" / "images" / "overview.png"
     figure.parent.mkdir(parents=True, exist_ok=True)
-    shown = [one for one in COLUMNS if one[0] != "single, batch norm refreshed"]
-    draw_overview(
-        [row.label for row in rows], [(one[0], [row.lines.get(one[0]) for row in rows]) for one in shown], figure
-    )
+    panels = [(heading, [row.lines.get(heading) for row in rows]) for heading, *_ in COLUMNS]
+    draw_overview([row.label for row in rows], panels, figure)
     parts = [
         BEGIN,
         "",

@@ -80,7 +80,8 @@ class Study:
         encoder_name: Its encoder, from scratch.
         model_options: More of the architecture's options, such as `decoder_channels`.
         corruptions: Names of corruptions that the test images get as well.
-        crop_statistics: Whether averages are scored with batch norm measured on augmented crops too.
+        crop_statistics: Whether averages are scored with batch norm measured on augmented crops too, and the mean of
+            all with that of each member measured anew.
         flips: Whether the last snapshot is scored over four flips too.
         fixed_recipe: Recipes given by method, where nothing is tuned here.
         tuned: Another study whose recipes are taken, of each method and fold; None: they are tuned here.

@@ -13,7 +13,7 @@ from smp_ensemble.ensembling.tally import Block, quantise
 from smp_ensemble.typing import IGNORE_INDEX, Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -32,7 +32,8 @@ class System:
     """A weighted mean of networks' probabilities.
 
     Attributes:
-        name: `last`, `all`, `greedy`, `soup`, `soup crops`, `refreshed`, `crops`, `flips` or `member I`.
+        name: `last`, `all`, `all refreshed`, `greedy`, `soup`, `soup crops`, `refreshed`, `crops`, `flips` or
+            `member I`.
         members: Which networks, by their place.
         weights: Of each.
         views: Test-time views of each network.
@@ -58,7 +59,7 @@ class System:
         return (total / sum(self.weights)).half()
 
 
-def systems_of(snapshots: int, extra: Mapping[str, int]) -> list[System]:
+def systems_of(snapshots: int, extra: Mapping[str, int], again: Sequence[int] = ()) -> list[System]:
     """All systems of one training but the greedy one, which needs predictions.
 
     Args:
@@ -67,12 +68,15 @@ def systems_of(snapshots: int, extra: Mapping[str, int]) -> list[System]:
             batch norm measured anew, which tells apart what averaging and what that measuring is worth; `crops` and
             `soup crops`, averages with batch norm measured on augmented crops and not on whole images; `flips`, the
             last snapshot over four flips.
+        again: Places of all snapshots with their batch norm measured anew; `all refreshed` is their mean.
     """
     last = snapshots - 1
     found = [System("last", (last,), (1.0,))]
     if snapshots > 1:
         found.append(System("all", tuple(range(snapshots)), (1.0,) * snapshots))
         found += [System(f"member {index}", (index,), (1.0,)) for index in range(last)]
+    if len(again) > 1:
+        found.append(System("all refreshed", tuple(again), (1.0,) * len(again)))
     found += [System(name, (place,), (1.0,), views=4 if name == "flips" else 1) for name, place in extra.items()]
     return found
 
