@@ -58,6 +58,9 @@ class SSE:
     name: ClassVar[str] = "snapshot"
     reference: ClassVar[str] = "Huang et al., ICLR 2017, arXiv:1704.00109"
 
+    # Against one plain training, 1560 steps: the mean of five snapshots, and the average of their weights.
+    # Evidence: aerial-binary, 60 epochs, snapshot5 all: +0.59 points
+    # Evidence: aerial-binary, 60 epochs, snapshot5 soup: +1.40 points
     cycles: int = 5
     min_factor: float = 0.0
 
@@ -88,6 +91,10 @@ class FGE:
     name: ClassVar[str] = "fge"
     reference: ClassVar[str] = "Garipov et al., NeurIPS 2018, arXiv:1802.10026"
 
+    # Nine snapshots in 1560 steps: their mean, and the average of their weights; one snapshot in 156 steps.
+    # Evidence: aerial-binary, 60 epochs, fge all: +0.77 points
+    # Evidence: aerial-binary, 60 epochs, fge soup: +2.97 points
+    # Evidence: aerial-binary-small, 6 epochs, fge last: +0.13 points
     start: float = 0.7
     cycle_epochs: int = 2
     high: float = 0.5
@@ -126,6 +133,9 @@ class SWA:
     name: ClassVar[str] = "swa"
     reference: ClassVar[str] = "Izmailov et al., UAI 2018, arXiv:1803.05407"
 
+    # With these, 1560 steps gain and 156 steps lose: an average pays where training has become slow.
+    # Evidence: aerial-binary, 60 epochs, swa last: +3.65 points
+    # Evidence: aerial-binary-small, 6 epochs, swa last: -1.38 points
     start: float = 0.75
     swa_lr: float = 0.2
     cycle_epochs: int = 1

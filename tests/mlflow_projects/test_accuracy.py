@@ -320,7 +320,7 @@ def test_the_overview_has_every_study_and_leaves_what_people_wrote(tmp_path):
     assert "former tables" not in text
     for row in rows:
         assert f"[{row.label}](results/{row.study.name}.md)" in text
-        for line in row.lines.values():
+        for line in row.picked.values():
             assert line.iou.text() in text
             assert line.nll.text(1000.0, 1) in text
     assert (tmp_path / "results" / "images" / "overview.png").stat().st_size > 1000

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from study.figures import draw_overview
 from study.lines import CHOSEN, SINGLE, lines_of
 from study.plan import SEEDS, cells_of, read_rows, read_study
-from study.statistics import collect, pooled
+from study.statistics import collect, difference, pooled, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +16,9 @@ if TYPE_CHECKING:
 
     from study.lines import Line
     from study.plan import Study
-    from study.statistics import Estimate, Key
+    from study.statistics import Estimate, Key, Table
 
 BEGIN, END = "<!-- tables: written by accuracy.py -->", "<!-- end of the tables -->"
-TRAINERS = ("swa", "ema", "fge", "snapshot")
 COLUMNS = (
     ("single, batch norm refreshed", "single", ("refreshed",)),
     ("swa", "swa", ("last",)),
@@ -37,6 +36,16 @@ COLUMNS = (
 """Heading, trainer, and the names of the system to take, the first that is there."""
 
 
+KINDS = ("blur", "brightness")
+STATISTICS = {
+    "refreshed": ("last", "images, not running averages"),
+    "all refreshed": ("all", "images, not running averages"),
+    "crops": ("last", "crops, not images"),
+    "soup crops": ("soup", "crops, not images"),
+}
+"""Systems that differ from another one in their batch-norm statistics alone, and how."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One study at one budget.
@@ -49,7 +58,7 @@ class Row:
         steps: Optimizer steps of a training, mean over folds.
         device: Where it ran.
         single: Test IoU of `single`.
-        lines: Of each heading that the study has: the system.
+        lines: All systems of the study.
     """
 
     study: Study
@@ -59,7 +68,20 @@ class Row:
     steps: int
     device: str
     single: float
-    lines: Mapping[str, Line]
+    lines: Mapping[Key, Line]
+
+    @property
+    def picked(self) -> dict[str, Line]:
+        """The system of each heading that the study has."""
+        found = {}
+        for heading, trainer, systems in COLUMNS:
+            named = [one.name for one in self.study.methods if one.trainer == trainer and not one.recipe_of]
+            named = named or [trainer]
+            keys = [(method, system) for method in named for system in systems] if trainer else [CHOSEN]
+            there = [self.lines[key] for key in keys if key in self.lines]
+            if there:
+                found[heading] = there[0]
+        return found
 
     @property
     def label(self) -> str:
@@ -81,24 +103,10 @@ def read_overview(studies: Path, results: Path) -> list[Row]:
             found.append(
                 Row(
                     study, epochs, (len(rows), len(cells_of(study))), len(base.seeds), round(sum(steps) / len(steps)),
-                    next(iter(rows.values()))["device"], pooled(base), _picked(study, lines),
+                    next(iter(rows.values()))["device"], pooled(base), lines,
                 )
             )  # fmt: skip
     return found
-
-
-def _picked(study: Study, lines: Mapping[Key, Line]) -> dict[str, Line]:
-    picked = {}
-    for heading, trainer, systems in COLUMNS:
-        if trainer in TRAINERS:
-            named = [method.name for method in study.methods if method.trainer == trainer and not method.recipe_of]
-        else:
-            named = [trainer]
-        keys = [(method, system) for method in named for system in systems] if trainer else [CHOSEN]
-        there = [lines[key] for key in keys if key in lines]
-        if there:
-            picked[heading] = there[0]
-    return picked
 
 
 def write_overview(rows: Sequence[Row], page: Path) -> None:
@@ -112,7 +120,7 @@ def write_overview(rows: Sequence[Row], page: Path) -> None:
         raise ValueError(f"{page}: expected the lines '{BEGIN}' and '{END}', between which the tables are written")
     figure = page.parent / "results" / "images" / "overview.png"
     figure.parent.mkdir(parents=True, exist_ok=True)
-    panels = [(heading, [row.lines.get(heading) for row in rows]) for heading, *_ in COLUMNS]
+    panels = [(heading, [row.picked.get(heading) for row in rows]) for heading, *_ in COLUMNS]
     draw_overview([row.label for row in rows], panels, figure)
     parts = [
         BEGIN,
@@ -124,6 +132,10 @@ def write_overview(rows: Sequence[Row], page: Path) -> None:
         "The same in calibrated log-loss, in thousandths (lower is better):",
         "",
         _differences(rows, lambda line: line.nll, 1000.0, 1),
+        "What batch norm is measured on, for the same weights: differences in IoU (points) and calibrated log-loss",
+        "(thousandths) on test data, and in IoU on corrupted test images.",
+        "",
+        _batch_norm(rows),
         "![differences to single in all studies](results/images/overview.png)",
         "",
         END,
@@ -154,9 +166,42 @@ def _studies(rows: Sequence[Row]) -> str:
 
 
 def _differences(rows: Sequence[Row], of: Callable[[Line], Estimate], factor: float, digits: int) -> str:
-    headings = [one[0] for one in COLUMNS if any(one[0] in row.lines for row in rows)]
+    headings = [one[0] for one in COLUMNS if any(one[0] in row.picked for row in rows)]
     found = [f"| study | {' | '.join(headings)} |", f"|---|{'---|' * len(headings)}"]
     for row in rows:
-        cells = [of(row.lines[heading]).text(factor, digits) if heading in row.lines else "" for heading in headings]
+        cells = [of(row.picked[heading]).text(factor, digits) if heading in row.picked else "" for heading in headings]
         found.append(f"| {row.label} | {' | '.join(cells)} |")
     return "\n".join([*found, ""])
+
+
+def _batch_norm(rows: Sequence[Row]) -> str:
+    kinds = [kind for kind in KINDS if any(kind in row.study.corruptions for row in rows)]
+    found = [
+        f"| study | weights | statistics of | IoU | log-loss | {' | '.join(kinds)} |",
+        f"|---|---|---|---|---|{'---|' * len(kinds)}",
+    ]
+    for row in rows:
+        for (method, system), line in row.lines.items():
+            if system not in STATISTICS:
+                continue
+            other = row.lines[method, STATISTICS[system][0]]
+            one, against = line.table, other.table
+            cells = [
+                row.label,
+                other.label,
+                STATISTICS[system][1],
+                difference(one, against).text(),
+                difference(one, against, "nll").text(1000.0, 1),
+                *(_on_corrupted(row.study, one, against, kind) for kind in kinds),
+            ]
+            found.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*found, ""])
+
+
+def _on_corrupted(study: Study, one: Table, against: Table, kind: str) -> str:
+    if kind not in study.corruptions:
+        return ""
+    a, b = (table_of(table.systems, study.folds, kind) for table in (one, against))
+    assert a is not None
+    assert b is not None
+    return difference(a, b).text()
