@@ -158,18 +158,20 @@ def _verdict(lines: Sequence[Line]) -> str:
         return ""
     gain, low = 100 * chosen.iou.value, 100 * chosen.iou.low
     first = "kept" if gain >= 1 and low > 0 else "missed"
-    loss = "lower" if chosen.nll.value < 0 else "not lower"
-    share = 100 * one.iou.value / chosen.iou.value if chosen.iou.value > 0 else float("nan")
-    third = "kept" if share >= 70 else "missed"
+    second = "kept" if chosen.nll.value < 0 else "missed"
+    if second == "kept" and not chosen.nll.certain:
+        second = "kept, not for certain"
+    third = "there is no certain gain to keep"
+    if low > 0:
+        share = one.iou.value / chosen.iou.value
+        third = f"**{'kept' if share >= 0.7 else 'missed'}** ({100 * share:.0f} %)"
     return "\n".join(
         [
             "Against the target:",
             "",
             f"- at least 1.0 point with an interval above 0: **{first}** ({gain:+.2f}, lower end {low:+.2f});",
-            f"- its calibrated log-loss lower than `single`: **{'kept' if chosen.nll.value < 0 else 'missed'}**",
-            f"  ({loss}: {1000 * chosen.nll.value:+.1f} thousandths, {1000 * chosen.nll.low:+.1f} ..",
-            f"  {1000 * chosen.nll.high:+.1f});",
-            f"- one network keeps at least 70 % of the gain: **{third}** ({share:.0f} %).",
+            f"- its calibrated log-loss lower than `single`: **{second}** ({chosen.nll.text(1000.0, 1)} thousandths);",
+            f"- one network keeps at least 70 % of the gain: {third}.",
             "",
         ]
     )
