@@ -38,7 +38,6 @@ def main(arguments: list[str] | None = None) -> None:
         progress = run_study(
             study, rows_path, setting, jobs=options.jobs, seconds=options.seconds, finished=finished,
             select=lambda cell: stages is None or cell.stage in stages,
-            tuned=read_rows(FOLDER / "results" / f"{study.tuned.study}.jsonl") if study.tuned else None,
         )  # fmt: skip
     print(f"{progress.finished} of {progress.total} cells have a row in {rows_path}")
     for cell, reason in progress.failed.items():

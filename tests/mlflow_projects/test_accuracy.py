@@ -54,22 +54,21 @@ SMALL = {
 }  # fmt: skip
 
 
-def test_a_study_on_top_of_another_replaces_entries_whole_and_takes_its_recipes(tmp_path):
+def test_a_study_on_top_of_another_replaces_entries_whole_and_a_method_may_take_anothers_recipe(tmp_path):
     written(tmp_path, "base", **SMALL)
     methods = {
         "single": {"trainer": "single"},
         "snapshot2": {"trainer": "snapshot", "options": {"cycles": 2}, "seeds": 1, "recipe_of": "single"},
     }
-    tuned = {"study": "base", "epochs": 2}
-    path = written(tmp_path, "longer", base="base", epochs=[8], tuned=tuned, methods=methods)
-    study = plan.read_study(path)
+    study = plan.read_study(written(tmp_path, "longer", base="base", epochs=[8], methods=methods))
     assert (study.name, study.epochs, study.seeds) == ("longer", (8,), (0, 1))
     cells = plan.cells_of(study)
-    assert {cell.stage for cell in cells} == {plan.RUN}, "nothing is tuned here"
-    scores = {"tune-single-e2-f0-s100-r0": 0.1, "tune-single-e2-f0-s100-r1": 0.2}
+    assert {cell.method for cell in cells if cell.stage == plan.TUNE} == {"single"}
+    scores = {"tune-single-e8-f0-s100-r0": 0.1, "tune-single-e8-f0-s100-r1": 0.2}
     rows = {name: {"reported_val_iou": value} for name, value in scores.items()}
-    assert {plan.recipe_for(cell, study, rows)["lr"] for cell in cells} == {0.2}
-    assert [plan.recipe_for(cell, study, {}) for cell in cells] == [None] * len(cells)
+    runs = [cell for cell in cells if cell.stage == plan.RUN]
+    assert {plan.recipe_for(cell, study, rows)["lr"] for cell in runs} == {0.2}
+    assert [plan.recipe_for(cell, study, {}) for cell in runs] == [None] * len(runs)
     with pytest.raises(FileNotFoundError, match="nobody"):
         plan.read_study(written(tmp_path, "lost", base="nobody"))
 

@@ -80,15 +80,13 @@ def _head(study: Study, rows: Mapping[str, dict[str, Any]]) -> str:
             "Without `--stages none`, cells that have no row yet are run first. What all studies say together:",
             "[results.md](../results.md).",
             "",
-            f"- {len(rows)} of {len(cells)} cells are finished: {len(runs)} of those that are reported; the others",
-            f"  tried recipes. First come {', '.join(turn0)}, seed by seed, then the rest. Training took {hours:.1f}",
-            f"  hours so far, summed over processes side by side, on {', '.join(devices)}",
+            f"- {len(rows)} of {len(cells)} cells are finished: {len(runs)} of those that are reported, and",
+            f"  {len(rows) - len(runs)} that tried recipes. First come {', '.join(turn0)}, seed by seed; then others.",
+            f"  Training took {hours:.1f} hours so far, summed over processes side by side, on {', '.join(devices)}",
             f"  ({'; '.join(versions)}).",
             f"- {study.arch} with {study.encoder_name} from scratch, {_words(study.fixed)}.",
             *([f"  {100 * study.train_share:g} % of the training images."] if study.train_share < 1 else []),
-            "  Every method trains equally many steps, with the recipe (optimizer and rate) that is best for it on",
-            f"  validation data, of {len(study.grid)}: {'; '.join(_words(recipe) for recipe in study.grid)}.",
-            *_tuned_elsewhere(study),
+            *_recipes(study),
             f"- {study.folds} folds by group: each group is test data once; the next fold is validation data, on which",
             "  temperature, threshold, greedy selection and recipe are fitted, for every system alike.",
             "- Differences are to `single` at the same budget, with 95 % intervals from a bootstrap over seeds and",
@@ -98,11 +96,12 @@ def _head(study: Study, rows: Mapping[str, dict[str, Any]]) -> str:
     )
 
 
-def _tuned_elsewhere(study: Study) -> list[str]:
-    if study.tuned is None:
-        return []
+def _recipes(study: Study) -> list[str]:
+    if len(study.grid) == 1:
+        return [f"  Every method trains equally many steps, with one recipe for all: {_words(study.grid[0])}."]
     return [
-        f"  They were tried in [{study.tuned.study}]({study.tuned.study}.md), at {study.tuned.epochs} epochs, not here."
+        "  Every method trains equally many steps, with the recipe (optimizer and rate) that is best for it on",
+        f"  validation data, of {len(study.grid)}: {'; '.join(_words(recipe) for recipe in study.grid)}.",
     ]
 
 

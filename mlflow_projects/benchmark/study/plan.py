@@ -44,19 +44,6 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """Where a study has its recipes from, if it tries none itself.
-
-    Attributes:
-        study: Name of the study that tried them.
-        epochs: At this budget.
-    """
-
-    study: str
-    epochs: int
-
-
-@dataclass(frozen=True)
 class Study:
     """What is compared, on what, how often.
 
@@ -84,7 +71,6 @@ class Study:
             all with that of each member measured anew.
         flips: Whether the last snapshot is scored over four flips too.
         fixed_recipe: Recipes given by method, where nothing is tuned here.
-        tuned: Another study whose recipes are taken, of each method and fold; None: they are tuned here.
         reference_seeds: The reference is the mean of the trainings with the first so many seeds; below 2: none.
         students: Networks that learn from the reference, trained as `single` is: by name, `alpha` (share of the masks
             in the loss) and `soften`.
@@ -112,7 +98,6 @@ class Study:
     crop_statistics: bool = False
     flips: bool = True
     fixed_recipe: dict[str, dict[str, Any]] = field(default_factory=dict)
-    tuned: Tuned | None = None
     reference_seeds: int = 3
     students: dict[str, dict[str, Any]] = field(default_factory=dict)
     student_seeds: int = 3
@@ -171,8 +156,6 @@ def read_study(path: Path) -> Study:
     data = declared.pop("data")
     if not data.startswith("synthetic"):
         data = str((path.parent / data).resolve())
-    if declared.get("tuned"):
-        declared["tuned"] = Tuned(**declared["tuned"])
     lists = {name: tuple(values) for name, values in declared.items() if isinstance(values, list)}
     rest = {name: value for name, value in declared.items() if name not in lists}
     try:
@@ -200,7 +183,7 @@ def cells_of(study: Study) -> list[Cell]:
     References come as soon as the trainings are there that they are made of.
     """
     found = []
-    if len(study.grid) > 1 and study.tuned is None:
+    if len(study.grid) > 1:
         found += [
             Cell(method.name, TUNE, epochs, fold, study.tune_seed, recipe)
             for method in sorted(study.methods, key=lambda method: method.turn)
@@ -237,14 +220,12 @@ def recipe_for(cell: Cell, study: Study, rows: dict[str, dict[str, Any]]) -> dic
 
     A recipe is judged by what its method reports, on the tuning folds whose validation data are not the cell's test
     data. (Fold f is test data in cell f; its tuning cells are validated on fold f + 1.) A student takes that of the
-    baseline. Where recipes come from another study, `rows` hold that study's rows too.
+    baseline.
     """
     if cell.recipe >= 0:
         return study.grid[cell.recipe]
     named = {method.name: method.recipe_of or method.name for method in study.methods}
     cell = replace(cell, method=BASELINE if cell.student else named[cell.method])
-    if study.tuned:
-        cell = replace(cell, epochs=study.tuned.epochs)
     if cell.method in study.fixed_recipe:
         return study.fixed_recipe[cell.method]
     if len(study.grid) == 1:

@@ -18,7 +18,7 @@ from study.folds import load_whole
 from study.plan import REFERENCE, STUDENT, Cell, Study, append_row, cells_of, read_rows, recipe_for, reference_cells
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
     from study.networks import Setting
@@ -51,7 +51,6 @@ def run_study(
     seconds: float | None = None,
     select: Callable[[Cell], bool] | None = None,
     finished: Callable[[dict[str, Any]], None] | None = None,
-    tuned: Mapping[str, dict[str, Any]] | None = None,
 ) -> Progress:
     """Runs all cells that have no row yet.
 
@@ -63,7 +62,6 @@ def run_study(
         seconds: After that no cell is started, and those in hand are left; None: no limit.
         select: Which cells to run; None: all.
         finished: Is told of each new row.
-        tuned: Rows of the study that recipes come from, if that is another one.
     """
     began = time.monotonic()
     rows = read_rows(rows_path)
@@ -81,7 +79,7 @@ def run_study(
             for cell in list(waiting):
                 if len(running) >= jobs:
                     break
-                recipe = {} if cell.stage == REFERENCE else recipe_for(cell, study, {**(tuned or {}), **rows})
+                recipe = {} if cell.stage == REFERENCE else recipe_for(cell, study, rows)
                 if recipe is None or (cell.stage in {REFERENCE, STUDENT} and _unmet(cell, study, waiting, running)):
                     continue
                 waiting.remove(cell)
