@@ -62,7 +62,8 @@ class SnapshotCallback(Callback):
         previews: Predicts masks of the same few validation images from the network, at each snapshot.
         warmup_epochs: Epochs over which the rate climbs to the schedule's.
         refresh: Measures the batch-norm statistics of the network anew, for averaged weights, best on whole images if
-            that is what is predicted; None: on the images of the trainer's own training batches, as they come.
+            that is what is predicted; None: on the images of the trainer's own training batches, as they come. If it
+            returns on what, that becomes the snapshot's param `batch_norm`.
         refresh_all: Whether that is done for every snapshot, and not for averages alone. Training goes on with the
             running statistics.
         resampling: Whether somebody draws training images as the method says, for methods that do (`boost`).
@@ -86,7 +87,7 @@ class SnapshotCallback(Callback):
         training_images: Sequence[str] | None = None,
         previews: PreviewFunction | None = None,
         warmup_epochs: float = 0.0,
-        refresh: Callable[[nn.Module], None] | None = None,
+        refresh: Callable[[nn.Module], str | None] | None = None,
         refresh_all: bool = False,
         resampling: bool = False,
     ) -> None:
@@ -103,6 +104,7 @@ class SnapshotCallback(Callback):
         self._warmup_epochs = warmup_epochs
         self._refresh = refresh
         self._refresh_all = refresh_all
+        self._source: str | None = None
         self._resampling = resampling
         self._network: nn.Module | None = None
         self._averager = self.method.averager()
@@ -216,7 +218,7 @@ class SnapshotCallback(Callback):
         kept = self._averager.weights() if self._averager else network.state_dict()
         self._holding.enter_context(holding(network, kept))
         if self._refresh is not None:
-            self._refresh(network)
+            self._source = self._refresh(network)
         else:
             refresh_batch_norm(network, trainer.train_dataloader or ())
         self._kept = step, {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
@@ -276,7 +278,7 @@ class SnapshotCallback(Callback):
             epoch=trainer.current_epoch + 1,
             index=len(self._taken),
             metrics=scores,
-            params=self._params,
+            params={**self._params, **({"batch_norm": self._source} if self._source else {})},
             dataset=self._dataset,
             training_images=self._training_images,
             previews=self._previews(network) if self._previews else (),

@@ -43,7 +43,8 @@ class FitOptions:
         num_nodes: Machines; with more than one, torchrun or SLURM starts the processes.
         batch_norm: What the batch norm of a snapshot is measured on before it is scored and kept: `images`, the whole
             training images, or `crops`, augmented ones as in training; `auto`: averages of weights on images, while
-            all else keeps its running statistics.
+            all else keeps its running statistics; `best`: whichever of all these gives the least log-loss on
+            validation data, for each snapshot.
     """
 
     loss: str = "auto"

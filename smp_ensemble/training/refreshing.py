@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from smp_ensemble.data.transforms import TrainTransform
 
 
-SOURCES = ("auto", "images", "crops")
-"""What batch norm may be measured on; `auto`: averages of weights on images, all else keeps its running statistics."""
+SOURCES = ("auto", "images", "crops", "best")
+"""What batch norm may be measured on; `auto`: averages of weights on images, all else keeps its running statistics;
+`best`: what gives the least log-loss on validation data (`choosing`)."""
 
 CROP_EPOCHS = 2
 """Passes over the training images, each with other crops: their statistics vary more than those of whole images."""
@@ -119,7 +120,7 @@ def make_refresh(
     """One of the two above, as a function of the network alone.
 
     Args:
-        source: In `SOURCES`; `auto` means images here.
+        source: `crops`; all else means images.
         normalization: As above.
         data: As above.
         transform: As above.

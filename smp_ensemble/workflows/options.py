@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 PASSES_HELP = "passes of each member with dropout on, averaged (MC dropout); 1: one pass, dropout off"
 
 BATCH_NORM_HELP = (
-    "what batch norm is measured on anew before a snapshot is scored: images (whole training images) or crops "
-    "(augmented, as in training)"
+    "what batch norm is measured on anew before a snapshot is scored: images (whole training images), crops "
+    "(augmented, as in training), or best (what gives the least log-loss on validation data)"
 )
 
 VIEWS_HELP = "test-time views: none, flips, d4, scales:0.75,1,1.25, or a product such as d4+scales:0.75,1"

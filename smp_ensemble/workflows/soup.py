@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from smp_ensemble.data.transforms import TrainTransform
 from smp_ensemble.ensembling.ensemble import Ensemble
@@ -16,6 +17,7 @@ from smp_ensemble.tracking import names
 from smp_ensemble.tracking.search import first_experiment
 from smp_ensemble.tracking.store import MlflowStore
 from smp_ensemble.training.batch_norm import has_batch_norm
+from smp_ensemble.training.choosing import keep_best_statistics, validation_loss
 from smp_ensemble.training.optimizers import freeze_encoder
 from smp_ensemble.training.refreshing import SOURCES, make_refresh
 from smp_ensemble.training.soups import Soup, greedy_soup, uniform_soup
@@ -136,16 +138,21 @@ class _Judge:
 
     def _refresh(self, member: Member, label: str) -> None:
         options, normalization = self._options, member.normalization
-        refresh = make_refresh(
-            options.batch_norm,
-            normalization=normalization,
-            data=self._splits.train,
-            transform=TrainTransform(options.crop_size, fill=normalization.raw_mean(), augment=options.augment),
-            batch_size=options.batch_size,
-            precision=resolve_precision(options.precision, self._device),
-            label=label,
-        )
-        refresh(member.network)
+        shared: dict[str, Any] = {
+            "normalization": normalization,
+            "batch_size": options.batch_size,
+            "precision": resolve_precision(options.precision, self._device),
+        }
+        transform = TrainTransform(options.crop_size, fill=normalization.raw_mean(), augment=options.augment)
+        measured = {
+            source: make_refresh(source, data=self._splits.train, transform=transform, label=label, **shared)
+            for source in ("images", "crops")
+        }
+        if options.batch_norm == "best":
+            judge = partial(validation_loss, data=self._splits.val, **shared)
+            keep_best_statistics(member.network, sources=measured, judge=judge)
+        else:
+            measured[options.batch_norm](member.network)
 
 
 def _record(

@@ -18,6 +18,7 @@ from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.metrics.confusion import SegmentationScores
 from smp_ensemble.testing import MemoryStore, check_trainer
 from smp_ensemble.training.callback import SnapshotCallback
+from smp_ensemble.training.choosing import validation_loss
 from smp_ensemble.training.fit import fit
 from smp_ensemble.training.fit_options import FitOptions
 from smp_ensemble.training.losses import make_loss
@@ -316,6 +317,31 @@ def test_refreshed_snapshots_have_their_own_statistics_and_scores_and_training_g
     assert curves[8]["refreshed/val_iou"] == refreshed.kept[0].record.metrics["val_iou"]
     assert "val_iou" not in curves[8]
     assert "refreshed/val_iou" not in curves[4]
+
+
+@pytest.mark.parametrize("method", [METHOD, SWA(start=0.5)], ids=["snapshot", "swa"])
+def test_the_best_statistics_are_those_of_the_training_with_the_least_loss_and_the_snapshot_says_which(
+    make_tiny_network, tiny_splits, method
+):
+    found = {}
+    for source in ("auto", "images", "crops", "best"):
+        options = with_options(batch_norm=source)
+        found[source] = trained(make_tiny_network(), tiny_splits, trainer=method, options=options).kept
+    for place, best in enumerate(found["best"]):
+        sources = {"images": found["images"][place], "crops": found["crops"][place]}
+        if method is METHOD:
+            sources["running"] = found["auto"][place]
+        losses = {}
+        for name, kept in sources.items():
+            network = make_tiny_network(seed=3)
+            network.load_state_dict(kept.weights)
+            shared = {"normalization": imagenet(), "batch_size": 4, "precision": "32"}
+            losses[name] = validation_loss(network, data=tiny_splits.val, **shared)
+        expected = min(losses, key=losses.get)
+        assert best.record.params["batch_norm"] == expected
+        for name, tensor in sources[expected].weights.items():
+            assert torch.equal(tensor, best.weights[name]), name
+        assert best.record.metrics == sources[expected].record.metrics
 
 
 def test_an_averages_statistics_may_come_from_crops(make_tiny_network, tiny_splits):

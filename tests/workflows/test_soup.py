@@ -15,6 +15,7 @@ from smp_ensemble.data.normalization import Normalization, imagenet
 from smp_ensemble.metrics.confusion import SegmentationScores
 from smp_ensemble.tracking import names
 from smp_ensemble.tracking.store import MlflowStore
+from smp_ensemble.training.choosing import validation_loss
 from smp_ensemble.typing import SnapshotRecord
 from smp_ensemble.workflows import soup as workflow
 
@@ -258,7 +259,7 @@ def test_an_ingredient_that_saw_held_out_images_is_refused(command, track, track
     ("arguments", "message"),
     [
         (["--selector", "gredy"], "unknown selector 'gredy' of soups: did you mean 'greedy'? Known: greedy, uniform"),
-        (["--batch-norm", "crop"], "unknown batch-norm 'crop': did you mean 'crops'? Known: crops, images"),
+        (["--batch-norm", "crop"], "unknown batch-norm 'crop': did you mean 'crops'? Known: best, crops, images"),
         (["--metric", "val_loss"], "soups are not scored by the metric 'val_loss'"),
         (["--max-members", "1"], "expected at least two snapshots to average, found 1 (models:/m-"),
         (["--where", "params.step = '7'"], "no snapshot found"),
@@ -271,15 +272,24 @@ def test_options_that_make_no_soup_are_refused(command, track, make_network, arg
     assert message in errors[0]
 
 
-def test_a_soup_with_the_statistics_of_crops_has_the_same_weights_and_other_scores(command, track, make_network):
+def test_a_soup_with_the_statistics_of_crops_has_the_same_weights_and_other_scores(
+    command, track, splits, make_network
+):
     track(*relatives(make_network, 2, step=0.001))
     found = {}
-    for source in ("images", "crops"):
+    losses = {}
+    for source in ("images", "crops", "best"):
         arguments = ("--selector", "uniform", "--batch-norm", source, "--crop-size", "32")
         code, values, _ = command("soup", *DATA, *SHORT, *arguments)
         assert code == 0
-        found[source] = load_model(values["uri"]).members[0].network.state_dict()
-    one, other = found.values()
+        network = load_model(values["uri"]).members[0].network
+        found[source] = network.state_dict()
+        losses[source] = validation_loss(
+            network, data=splits.val, normalization=imagenet(), batch_size=4, precision="32"
+        )
+    one, other, best = found.values()
+    assert losses["best"] == min(losses.values())
+    assert any(all(torch.equal(best[name], each[name]) for name in best) for each in (one, other))
     changed = {name for name, tensor in one.items() if not torch.equal(tensor, other[name])}
     assert changed == {name for name in one if "running" in name}
 
