@@ -23,6 +23,7 @@ from smp_ensemble.training.fit import fit
 from smp_ensemble.training.fit_options import FitOptions
 from smp_ensemble.training.trainers import EMA, SSE, SWA, Boost, Single
 
+DATA = "synthetic:count=22,size=64,seed=5"
 METHODS = {
     "single": Single(),
     "snapshot": SSE(cycles=2),
@@ -38,7 +39,7 @@ GENTLE = FitOptions(batch_size=4, crop_size=32, precision="32", accelerator="cpu
 def trained(method, options, epochs):
     torch.manual_seed(0)
     network = create_network("unet", num_outputs=1, model_options=OPTIONS)
-    splits = load_data("synthetic:count=22,size=64,seed=5")
+    splits = load_data(DATA)
     store = MemoryStore()
     fit(network, splits.train, splits.val, trainer=METHODS[method], epochs=epochs, store=store, options=options)
     return store
@@ -76,7 +77,12 @@ def main():
             continue  # not the first process
         arguments.out.mkdir(exist_ok=True)
         records = [
-            {"step": kept.record.step, "epoch": kept.record.epoch, "metrics": dict(kept.record.metrics)}
+            {
+                "step": kept.record.step,
+                "epoch": kept.record.epoch,
+                "metrics": dict(kept.record.metrics),
+                "batch_norm": kept.record.params.get("batch_norm"),
+            }
             for kept in store.kept
         ]
         (arguments.out / f"{method}.json").write_text(json.dumps({"records": records, "curves": store.history}))

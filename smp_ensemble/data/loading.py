@@ -74,6 +74,39 @@ def training_loader(
     return _loader(samples, workers, batch_sampler=batches, collate_fn=_collate)
 
 
+def epochs_loader(
+    dataset: SegmentationDataset,
+    transform: Transform,
+    *,
+    batch_size: int,
+    seed: int,
+    epochs: int,
+    shard: tuple[int, int] = (0, 1),
+) -> DataLoader[Batch]:
+    """The batches of the first few epochs of `training_loader`, one after the other, whole ones, read in this process.
+
+    Args:
+        dataset: What to read.
+        transform: Takes image, mask and seed; must give equal sizes, such as `TrainTransform`.
+        batch_size: Images in a batch.
+        seed: Of order and augmentation.
+        epochs: So many.
+        shard: This process's rank and the number of processes; each takes whole batches, and no batch comes twice.
+
+    Raises:
+        ConfigError: The data set is empty, or a number is out of range.
+    """
+    _check(batch_size, 0)
+    rank, world = shard
+    batches = [
+        batch
+        for epoch in range(epochs)
+        for batch in SeededBatches(len(dataset), batch_size, seed, lambda epoch=epoch: epoch)  # type: ignore[misc]
+    ]
+    samples = _TransformedSamples(dataset, transform)
+    return _loader(samples, 0, batch_sampler=batches[rank::world], collate_fn=_collate)
+
+
 def ordered_loader(
     dataset: SegmentationDataset, transform: Transform, *, batch_size: int, seed: int, workers: int = 0
 ) -> DataLoader[Batch]:

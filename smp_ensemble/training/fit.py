@@ -118,7 +118,7 @@ def fit(
             training_images=_together(train_data.image_digests, trained_on),
             previews=partial(predict_previews, data=val_data, normalization=normalization, precision=precision),
             warmup_epochs=options.warmup_epochs,
-            refresh=_refresh(method, options, train_data, val_data, normalization, transform, precision, part, place),
+            refresh=_refresh(method, options, train_data, val_data, normalization, transform, precision, place),
             refresh_all=options.batch_norm != "auto",
             resampling=True,
         )  # fmt: skip
@@ -195,7 +195,6 @@ def _refresh(
     normalization: Normalization,
     transform: TrainTransform,
     precision: str,
-    part: int,
     place: Place,
 ) -> Callable[[nn.Module], str | None]:
     """How the batch norm of what is kept is measured."""
@@ -203,7 +202,7 @@ def _refresh(
         "normalization": normalization, "batch_size": options.batch_size, "precision": precision, "shard": place.shard,
     }  # fmt: skip
     measured = {
-        source: make_refresh(source, data=train_data, transform=transform, part=part, seed=options.seed, **shared)
+        source: make_refresh(source, data=train_data, transform=transform, seed=options.seed, **shared)
         for source in ("images", "crops")
     }
     if options.batch_norm != "best":

@@ -10,7 +10,7 @@ from torch import nn
 from tqdm import tqdm
 
 from smp_ensemble.architectures import output_stride
-from smp_ensemble.data.loading import evaluation_loader, training_loader
+from smp_ensemble.data.loading import epochs_loader, evaluation_loader
 from smp_ensemble.precision import autocast_dtype
 from smp_ensemble.training.batch_norm import has_batch_norm, refresh_batch_norm
 
@@ -85,22 +85,17 @@ def refresh_on_crops(
         normalization: What images go through first.
         data: The training images.
         transform: Cuts the crops.
-        batch_size: Crops at once, in this process.
+        batch_size: Crops at once.
         seed: Of order and augmentation.
         precision: Lightning's words.
         label: Of the progress bar.
-        shard: This process's rank and the number of processes: each takes its own crops, and all get the statistics
-            that one process would find in all of them.
+        shard: This process's rank and the number of processes: each reads whole batches, and all get the statistics
+            that one process would find.
     """
     if not has_batch_norm(network):
         return
-    epochs = iter(range(CROP_EPOCHS))
-    loader = training_loader(
-        data, transform, batch_size=batch_size, seed=seed, workers=0, epoch_of=lambda: next(epochs), shard=shard
-    )
-    crops = (batch for _ in range(CROP_EPOCHS) for batch in loader)
-    total = CROP_EPOCHS * len(loader)
-    batches = tqdm(crops, total=total, desc=label, unit="batch", leave=False, disable=True if shard[0] else None)
+    loader = epochs_loader(data, transform, batch_size=batch_size, seed=seed, epochs=CROP_EPOCHS, shard=shard)
+    batches = tqdm(loader, desc=label, unit="batch", leave=False, disable=True if shard[0] else None)
     refresh_on_batches(network, batches, normalization=normalization, precision=precision)
 
 
@@ -112,7 +107,6 @@ def make_refresh(
     transform: TrainTransform,
     batch_size: int,
     precision: str,
-    part: int | None = None,
     seed: int = 0,
     label: str = "batch norm",
     shard: tuple[int, int] = (0, 1),
@@ -126,7 +120,6 @@ def make_refresh(
         transform: As above.
         batch_size: Images or crops at once.
         precision: As above.
-        part: Crops at once in this process; None: the whole batch.
         seed: As above.
         label: As above.
         shard: As above.
@@ -135,7 +128,7 @@ def make_refresh(
         "normalization": normalization, "data": data, "precision": precision, "label": label, "shard": shard,
     }  # fmt: skip
     if source == "crops":
-        return partial(refresh_on_crops, **shared, transform=transform, batch_size=part or batch_size, seed=seed)
+        return partial(refresh_on_crops, **shared, transform=transform, batch_size=batch_size, seed=seed)
     return partial(refresh_on_images, **shared, batch_size=batch_size)
 
 

@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from smp_ensemble.data.forms import load_data
-from smp_ensemble.data.loading import SeededBatches, _collate, evaluation_loader, ordered_loader, training_loader
+from smp_ensemble.data.loading import (
+    SeededBatches,
+    _collate,
+    epochs_loader,
+    evaluation_loader,
+    ordered_loader,
+    training_loader,
+)
 from smp_ensemble.data.transforms import TrainTransform
 from smp_ensemble.exceptions import ConfigError
 
@@ -164,6 +171,15 @@ def test_weights_are_asked_for_at_each_start():
     assert sorted(index for batch in batches for index, _ in batch) == list(range(6))
     weights = np.eye(6)[4]
     assert [index for batch in batches for index, _ in batch] == [4] * 6
+
+
+def test_epochs_in_a_row_are_those_of_training_and_processes_share_whole_batches(dataset):
+    transform = TrainTransform(32, fill=(90, 90, 90))
+    expected = [batch for epoch in range(2) for batch in loader(dataset, lambda epoch=epoch: epoch)]
+    options = {"batch_size": 4, "seed": 0, "epochs": 2}
+    assert same(list(epochs_loader(dataset, transform, **options)), expected)
+    parts = [list(epochs_loader(dataset, transform, shard=(rank, 4), **options)) for rank in range(4)]
+    assert same([batch for turn in range(2) for part in parts for batch in part[turn : turn + 1]], expected)
 
 
 def test_ordered_batches_hold_each_image_once(dataset):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from trained_together import GENTLE, METHODS, trained
+from tiny import OPTIONS
+from trained_together import DATA, GENTLE, METHODS, trained
 
+from smp_ensemble.architectures import create_network
+from smp_ensemble.data.forms import load_data
+from smp_ensemble.data.normalization import imagenet
+from smp_ensemble.data.transforms import TrainTransform
 from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.training.processes import ALONE, Place, part_of_batch, place_of
+from smp_ensemble.training.refreshing import make_refresh
 
 PROGRAM = Path(__file__).parents[1] / "trained_together.py"
 CPU = torch.device("cpu")
 EPOCHS = 2
+BEST = json.dumps({"batch_norm": "best"})
 
 
 def run(out, *more):
@@ -46,6 +54,29 @@ def test_two_processes_make_the_model_of_one(tmp_path):
             assert step == other_step
             assert others["lr"] == metrics["lr"]
             assert others["train_loss"] == pytest.approx(metrics["train_loss"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_choose_the_statistics_that_one_measures_for_the_same_weights(tmp_path):
+    """Roundings in the weights grow in the variances: so the statistics are measured again, for these very weights."""
+    done = run(tmp_path / "two", "--epochs", str(EPOCHS), "--methods", "snapshot,swa", "--options", BEST)
+    assert done.returncode == 0, done.stderr
+    data = load_data(DATA).train
+    for method in ("snapshot", "swa"):
+        alone = trained(method, replace(GENTLE, **json.loads(BEST)), EPOCHS)
+        records = json.loads((tmp_path / "two" / f"{method}.json").read_text())["records"]
+        for index, (kept, record) in enumerate(zip(alone.kept, records, strict=True)):
+            source = record["batch_norm"]
+            assert source == kept.record.params["batch_norm"]
+            assert source in {"images", "crops"}, "a training this short has no useful running statistics"
+            network = create_network("unet", num_outputs=1, model_options=OPTIONS).eval()
+            weights = load_file(tmp_path / "two" / f"{method}-{index}.safetensors")
+            network.load_state_dict(weights)
+            transform = TrainTransform(GENTLE.crop_size, fill=imagenet().raw_mean())
+            shared = {"normalization": imagenet(), "data": data, "batch_size": GENTLE.batch_size, "precision": "32"}
+            make_refresh(source, transform=transform, **shared)(network)
+            for name, tensor in network.state_dict().items():
+                torch.testing.assert_close(weights[name], tensor, rtol=1e-5, atol=1e-6, msg=f"{method} {index} {name}")
 
 
 @pytest.mark.slow
