@@ -205,8 +205,8 @@ def _refresh(
         source: make_refresh(source, data=train_data, transform=transform, seed=options.seed, **shared)
         for source in ("images", "crops")
     }
-    if options.batch_norm != "best":
-        return measured["crops" if options.batch_norm == "crops" else "images"]
+    if options.batch_norm in measured:
+        return measured[options.batch_norm]
     running = {} if method.averager() is not None else {"running": None}  # an average has none
     judge = partial(validation_loss, data=val_data, **shared)
     return partial(keep_best_statistics, sources={**running, **measured}, judge=judge)

@@ -42,9 +42,9 @@ class FitOptions:
             GPU. Batches stay as they are: each process takes its part.
         num_nodes: Machines; with more than one, torchrun or SLURM starts the processes.
         batch_norm: What the batch norm of a snapshot is measured on before it is scored and kept: `images`, the whole
-            training images, or `crops`, augmented ones as in training; `auto`: averages of weights on images, while
-            all else keeps its running statistics; `best`: whichever of all these gives the least log-loss on
-            validation data, for each snapshot.
+            training images; `crops`, augmented ones as in training; `best`, whichever of these, or the training's
+            running statistics, gives the least log-loss on validation data; `auto`, that for averages of weights, which
+            have no running statistics, while all else keeps them.
     """
 
     loss: str = "auto"

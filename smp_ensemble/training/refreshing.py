@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 SOURCES = ("auto", "images", "crops", "best")
-"""What batch norm may be measured on; `auto`: averages of weights on images, all else keeps its running statistics;
-`best`: what gives the least log-loss on validation data (`choosing`)."""
+"""What batch norm may be measured on; `best`: what gives the least log-loss on validation data (`choosing`); `auto`:
+that for averages of weights, while all else keeps its running statistics."""
 
 CROP_EPOCHS = 2
 """Passes over the training images, each with other crops: their statistics vary more than those of whole images."""

@@ -158,7 +158,7 @@ class TrainOptions(PartOptions):
     batch_size: int = option(8, "images in a batch, of all processes together", parse_positive)
     crop_size: int = option(128, "side of the square training crops, in pixels", parse_positive)
     augment: str = option("default", "level of augmentation: default, flips or none")
-    batch_norm: str = option("auto", f"{BATCH_NORM_HELP}; auto: images for averages of weights, and for all else none")
+    batch_norm: str = option("auto", f"{BATCH_NORM_HELP}; auto: best for averages of weights, and nothing for all else")
     workers: int = option(0, "data loading processes; 0: none, and the same batches")
     precision: str = option("auto", "Lightning's words (32, bf16-mixed, ...) or auto")
     accelerator: str = option("auto", "auto, cpu, cuda or mps")
@@ -296,7 +296,7 @@ class SoupOptions(DataOptions):
     selector: str = option(
         "greedy", "greedy: each in turn, kept where the average gets no worse; uniform: the average of all"
     )
-    batch_norm: str = option("images", BATCH_NORM_HELP)
+    batch_norm: str = option("best", BATCH_NORM_HELP)
     crop_size: int = option(128, "side of these crops, in pixels", parse_positive)
     augment: str = option("default", "their level of augmentation: default, flips or none")
     max_members: int = option(10, "at most so many candidates, the best", parse_positive)

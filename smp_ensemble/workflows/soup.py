@@ -106,10 +106,12 @@ class _Judge:
 
     Attributes:
         scores: By the indices of the ingredients that were averaged.
+        sources: What batch norm was measured on, by the same; nothing where it was not.
     """
 
     def __init__(self, options: SoupOptions, splits: DataSplits, *, frozen: bool) -> None:
         self.scores: dict[tuple[int, ...], Score] = {}
+        self.sources: dict[tuple[int, ...], str | None] = {}
         self._frozen = frozen
         self._options, self._splits = options, splits
         self._device = choose_device(options.accelerator)
@@ -122,7 +124,7 @@ class _Judge:
         if self._frozen:
             freeze_encoder(member.network)
         if len(kept) > 1:
-            self._refresh(member.to(self._device), f"batch norm of {len(kept)}")
+            self.sources[kept] = self._refresh(member.to(self._device), f"batch norm of {len(kept)}")
         engine = Engine(
             Ensemble([member], mode=task.mode, class_names=task.class_names), self._device, options.precision
         )
@@ -136,7 +138,7 @@ class _Judge:
         value = found[-1].metrics[self._metric]
         return -value if names.is_ascending(options.metric) else value
 
-    def _refresh(self, member: Member, label: str) -> None:
+    def _refresh(self, member: Member, label: str) -> str | None:
         options, normalization = self._options, member.normalization
         shared: dict[str, Any] = {
             "normalization": normalization,
@@ -150,9 +152,9 @@ class _Judge:
         }
         if options.batch_norm == "best":
             judge = partial(validation_loss, data=self._splits.val, **shared)
-            keep_best_statistics(member.network, sources=measured, judge=judge)
-        else:
-            measured[options.batch_norm](member.network)
+            return keep_best_statistics(member.network, sources=measured, judge=judge)
+        measured[options.batch_norm](member.network)
+        return options.batch_norm
 
 
 def _record(
@@ -177,7 +179,7 @@ def _record(
             "trainer": SOUP,
             "selector": options.selector,
             "metric": options.metric,
-            "batch_norm": options.batch_norm,
+            **({"batch_norm": source} if (source := judge.sources.get(found.kept)) else {}),
             "ingredients": ",".join(one.model_id for one in kept),
             **describe_network(member.network),
             "normalization": member.normalization.kind,

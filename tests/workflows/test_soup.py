@@ -101,7 +101,7 @@ def averaged(networks, data):
 def test_a_greedy_soup_is_what_trying_by_hand_gives(command, track, tracking, splits, make_network):
     networks = relatives(make_network, 4)
     uris = track(*networks)
-    code, values, _ = command("soup", *DATA, *SHORT)
+    code, values, _ = command("soup", *DATA, *SHORT, "--batch-norm", "images")
     assert code == 0
     assert [one["uri"] for one in values["candidates"]] == uris
 
@@ -125,7 +125,8 @@ def test_a_greedy_soup_is_what_trying_by_hand_gives(command, track, tracking, sp
 def test_a_uniform_soup_is_tracked_as_it_was_scored(command, track, tracking, splits, make_network):
     networks = relatives(make_network, 3)
     uris = track(*networks)
-    code, values, _ = command("soup", *DATA, *SHORT, "--selector", "uniform", "--run-name", "broth")
+    options = ("--selector", "uniform", "--run-name", "broth", "--batch-norm", "images")
+    code, values, _ = command("soup", *DATA, *SHORT, *options)
     assert code == 0
     assert values["ingredients"] == uris
     assert [one["soup"] for one in values["candidates"]] == [None] * 3
@@ -273,7 +274,7 @@ def test_options_that_make_no_soup_are_refused(command, track, make_network, arg
 
 
 def test_a_soup_with_the_statistics_of_crops_has_the_same_weights_and_other_scores(
-    command, track, splits, make_network
+    command, track, tracking, splits, make_network
 ):
     track(*relatives(make_network, 2, step=0.001))
     found = {}
@@ -289,6 +290,8 @@ def test_a_soup_with_the_statistics_of_crops_has_the_same_weights_and_other_scor
         )
     one, other, best = found.values()
     assert losses["best"] == min(losses.values())
+    said = tracking.get_logged_model(values["uri"].removeprefix("models:/")).params["batch_norm"]
+    assert losses[said] == losses["best"]
     assert any(all(torch.equal(best[name], each[name]) for name in best) for each in (one, other))
     changed = {name for name, tensor in one.items() if not torch.equal(tensor, other[name])}
     assert changed == {name for name in one if "running" in name}
