@@ -148,6 +148,18 @@ def test_scores_are_pooled_over_groups_and_averaged_over_seeds():
     assert statistics.table_of({(0, 0): first}, folds=2) is None, "a seed with one of two folds says nothing yet"
 
 
+def test_of_two_ways_to_measure_batch_norm_each_cell_takes_the_one_with_less_validation_loss():
+    first, second = ({**system([[[value, 1, 1]]]), "val_nll": loss} for value, loss in ((8, 0.2), (2, 0.3)))
+    rows = [
+        {"stage": "run", "epochs": 1, "method": "swa", "seed": 0, "fold": fold, "systems": {"last": a, "crops": b}}
+        for fold, (a, b) in enumerate([(first, second), (second, first)])
+    ]
+    found = statistics.collect(rows, 1)
+    assert set(found) == {("swa", "last"), ("swa", "crops"), ("swa", "best of crops")}
+    assert [found["swa", "best of crops"][0, fold]["val_nll"] for fold in (0, 1)] == [0.2, 0.2]
+    assert [found["swa", "last"][0, fold]["val_nll"] for fold in (0, 1)] == [0.2, 0.3]
+
+
 @given(
     st.lists(st.tuples(*[st.integers(1, 50)] * 3), min_size=3, max_size=8), st.integers(1, 9), st.integers(0, 2**32 - 1)
 )

@@ -62,8 +62,9 @@ def run_cell(
     network = new_network(study, splits)
     store = MemoryStore()
     options = FitOptions(
-        **{**study.fixed, **recipe}, seed=seed, accelerator=setting.accelerator, precision=setting.precision
-    )
+        **{"batch_norm": "images" if method.trainer in AVERAGED else "auto", **study.fixed, **recipe},
+        seed=seed, accelerator=setting.accelerator, precision=setting.precision,
+    )  # fmt: skip
     watched = splits.val.subset(evenly(len(splits.val), study.watched or len(splits.val)))
     with _lesson(cell, study, splits, setting) if cell.student else nullcontext() as lesson:
         begin = time.perf_counter()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from study.plan import BASELINE, SEEDS
-from study.statistics import Estimate, Table, choose, difference, table_of
+from study.statistics import BEST, Estimate, Table, choose, difference, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from study.statistics import Key
 
 SINGLE: Key = (BASELINE, "last")
-SHOWN = ("last", "refreshed", "crops", "all", "all refreshed", "greedy", "soup", "soup crops", "flips")
+SHOWN = (
+    "last", "refreshed", "crops", "best", "best of crops", "all", "all refreshed", "greedy",
+    "soup", "soup crops", "soup best", "flips",
+)  # fmt: skip
 CHOSEN, CHOSEN_SINGLE = ("chosen on val", ""), ("chosen on val, one network", "")
 CHOSEN_WIDE = ("chosen on val of other folds too", "")
 
@@ -48,6 +51,9 @@ WORDS = {
     "greedy": "greedy",
     "soup": "average of the weights",
     "soup crops": "average of the weights, batch norm of crops",
+    "best": "last snapshot, batch norm chosen on val",
+    "best of crops": "last snapshot, batch norm chosen on val",
+    "soup best": "average of the weights, batch norm chosen on val",
     "flips": "last snapshot, 4 flips",
 }
 
@@ -59,7 +65,7 @@ def candidates_of(study: Study, systems: Mapping[Key, Mapping[tuple[int, int], d
         (method, system)
         for method in whole
         for system in SHOWN
-        if system != "flips" and table_of(systems.get((method, system), {}), study.folds) is not None
+        if system not in {"flips", *BEST} and table_of(systems.get((method, system), {}), study.folds) is not None
     ]
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 RESAMPLES = 4000
+BEST = {"best": ("last", "refreshed"), "best of crops": ("last", "crops"), "soup best": ("soup", "soup crops")}
+"""Systems that follow from two others: in each cell the one with the smaller log-loss on validation data."""
 Key = tuple[str, str]
 
 
@@ -99,13 +102,20 @@ def table_of(picked: Mapping[tuple[int, int], dict[str, Any]], folds: int, kind:
 
 
 def collect(rows: Iterable[dict[str, Any]], epochs: int) -> dict[Key, dict[tuple[int, int], dict[str, Any]]]:
-    """Values of every system, by method and system, and then by seed and fold."""
+    """Values of every system, by method and system, and then by seed and fold; those of `BEST` too."""
     found: dict[Key, dict[tuple[int, int], dict[str, Any]]] = defaultdict(dict)
     for row in rows:
         if row["stage"] not in {RUN, REFERENCE, STUDENT} or row["epochs"] != epochs:
             continue
         for name, system in row["systems"].items():
             found[row["method"], name][row["seed"], row["fold"]] = {**system, "seconds": row.get("seconds")}
+    for (method, one), (name, other) in product(list(found), BEST.items()):
+        if one == other[0] and (method, other[1]) in found:
+            ways = [found[method, system] for system in other]
+            shared = ways[0].keys() & ways[1].keys()
+            found[method, name] = {
+                cell: min((way[cell] for way in ways), key=lambda system: system["val_nll"]) for cell in sorted(shared)
+            }
     return dict(found)
 
 
