@@ -41,10 +41,10 @@ STATISTICS = {
     "refreshed": ("last", "images, not running averages"),
     "all refreshed": ("all", "images, not running averages"),
     "crops": ("last", "crops, not images"),
-    "best": ("last", "images or running averages, as validation data say, not running averages"),
-    "best of crops": ("last", "crops or images, as validation data say, not images"),
+    "best": ("last", "chosen on val, not running averages"),
+    "best of crops": ("last", "chosen on val, not images"),
     "soup crops": ("soup", "crops, not images"),
-    "soup best": ("soup", "crops or images, as validation data say, not images"),
+    "soup best": ("soup", "chosen on val, not images"),
 }
 """Systems that differ from another one in their batch-norm statistics alone, and how."""
 
