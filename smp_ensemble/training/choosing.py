@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from smp_ensemble.architectures import output_stride
 from smp_ensemble.data.loading import evaluation_loader
 from smp_ensemble.precision import autocast_dtype
 from smp_ensemble.training.batch_norm import has_batch_norm
+from smp_ensemble.training.refreshing import make_refresh
 from smp_ensemble.typing import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from smp_ensemble.data.datasets import SegmentationDataset
     from smp_ensemble.data.normalization import Normalization
+    from smp_ensemble.data.transforms import TrainTransform
     from smp_ensemble.typing import Mode
 
 logger = logging.getLogger(__name__)
@@ -60,6 +63,39 @@ def keep_best_statistics(
     losses = ", ".join(f"{name} {loss:.4f}" for name, (loss, _) in found.items())
     logger.info("batch norm of %s: validation log-loss %s", best, losses)
     return best
+
+
+def make_measure(
+    source: str,
+    *,
+    train_data: SegmentationDataset,
+    val_data: SegmentationDataset,
+    transform: TrainTransform,
+    running: bool = False,
+    seed: int = 0,
+    label: str = "batch norm",
+    **shared: Any,
+) -> Callable[[nn.Module], str | None]:
+    """How batch norm is measured, as a function of the network alone; it names what was chosen, if anything was.
+
+    Args:
+        source: `images` or `crops`; all else means the better of them on validation data.
+        train_data: What it is measured on.
+        val_data: What judges.
+        transform: Cuts the crops.
+        running: Whether the statistics that are there may stay.
+        seed: Of the crops.
+        label: Of the progress bar.
+        shared: `normalization`, `batch_size`, `precision` and `shard`, as `validation_loss` takes them.
+    """
+    measured = {
+        name: make_refresh(name, data=train_data, transform=transform, seed=seed, label=label, **shared)
+        for name in ("images", "crops")
+    }
+    if source in measured:
+        return measured[source]
+    sources = {**({"running": None} if running else {}), **measured}
+    return partial(keep_best_statistics, sources=sources, judge=partial(validation_loss, data=val_data, **shared))
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.precision import choose_device, resolve_precision
 from smp_ensemble.training.boosting import Boosting
 from smp_ensemble.training.callback import SnapshotCallback
-from smp_ensemble.training.choosing import keep_best_statistics, validation_loss
+from smp_ensemble.training.choosing import make_measure
 from smp_ensemble.training.class_weights import class_weights
 from smp_ensemble.training.distillation import DistillationModule
 from smp_ensemble.training.fit_options import FitOptions
@@ -27,14 +27,13 @@ from smp_ensemble.training.module import SegmentationModule
 from smp_ensemble.training.optimizers import freeze_encoder, make_optimizer
 from smp_ensemble.training.previews import predict_previews
 from smp_ensemble.training.processes import part_of_batch, place_of, together, told_by_first
-from smp_ensemble.training.refreshing import make_refresh
 from smp_ensemble.training.stopping import FiniteLoss, StopAfterStep, StopRequest, explained
 from smp_ensemble.training.stores import SilentStore, opened
 from smp_ensemble.training.trainers import make_trainer
 from smp_ensemble.typing import Resampling
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     import lightning.pytorch as pl
@@ -118,7 +117,18 @@ def fit(
             training_images=_together(train_data.image_digests, trained_on),
             previews=partial(predict_previews, data=val_data, normalization=normalization, precision=precision),
             warmup_epochs=options.warmup_epochs,
-            refresh=_refresh(method, options, train_data, val_data, normalization, transform, precision, place),
+            refresh=make_measure(
+                options.batch_norm,
+                train_data=train_data,
+                val_data=val_data,
+                transform=transform,
+                running=method.averager() is None,  # an average has no running statistics
+                seed=options.seed,
+                normalization=normalization,
+                batch_size=options.batch_size,
+                precision=precision,
+                shard=place.shard,
+            ),
             refresh_all=options.batch_norm != "auto",
             resampling=True,
         )  # fmt: skip
@@ -185,31 +195,6 @@ def fit(
             )
             request.act(host)  # it came when the last step was done
         return kept.snapshots()
-
-
-def _refresh(
-    method: Trainer,
-    options: FitOptions,
-    train_data: SegmentationDataset,
-    val_data: SegmentationDataset,
-    normalization: Normalization,
-    transform: TrainTransform,
-    precision: str,
-    place: Place,
-) -> Callable[[nn.Module], str | None]:
-    """How the batch norm of what is kept is measured."""
-    shared: dict[str, Any] = {
-        "normalization": normalization, "batch_size": options.batch_size, "precision": precision, "shard": place.shard,
-    }  # fmt: skip
-    measured = {
-        source: make_refresh(source, data=train_data, transform=transform, seed=options.seed, **shared)
-        for source in ("images", "crops")
-    }
-    if options.batch_norm in measured:
-        return measured[options.batch_norm]
-    running = {} if method.averager() is not None else {"running": None}  # an average has none
-    judge = partial(validation_loss, data=val_data, **shared)
-    return partial(keep_best_statistics, sources={**running, **measured}, judge=judge)
 
 
 def _train(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from smp_ensemble.data.transforms import TrainTransform
 from smp_ensemble.ensembling.ensemble import Ensemble
@@ -17,9 +16,9 @@ from smp_ensemble.tracking import names
 from smp_ensemble.tracking.search import first_experiment
 from smp_ensemble.tracking.store import MlflowStore
 from smp_ensemble.training.batch_norm import has_batch_norm
-from smp_ensemble.training.choosing import keep_best_statistics, validation_loss
+from smp_ensemble.training.choosing import make_measure
 from smp_ensemble.training.optimizers import freeze_encoder
-from smp_ensemble.training.refreshing import SOURCES, make_refresh
+from smp_ensemble.training.refreshing import SOURCES
 from smp_ensemble.training.soups import Soup, greedy_soup, uniform_soup
 from smp_ensemble.typing import SnapshotRecord
 from smp_ensemble.workflows.ingredients import SOUP, Ingredient, find_ingredients, share_encoder
@@ -140,21 +139,18 @@ class _Judge:
 
     def _refresh(self, member: Member, label: str) -> str | None:
         options, normalization = self._options, member.normalization
-        shared: dict[str, Any] = {
-            "normalization": normalization,
-            "batch_size": options.batch_size,
-            "precision": resolve_precision(options.precision, self._device),
-        }
-        transform = TrainTransform(options.crop_size, fill=normalization.raw_mean(), augment=options.augment)
-        measured = {
-            source: make_refresh(source, data=self._splits.train, transform=transform, label=label, **shared)
-            for source in ("images", "crops")
-        }
-        if options.batch_norm == "best":
-            judge = partial(validation_loss, data=self._splits.val, **shared)
-            return keep_best_statistics(member.network, sources=measured, judge=judge)
-        measured[options.batch_norm](member.network)
-        return options.batch_norm
+        measure = make_measure(
+            options.batch_norm,
+            train_data=self._splits.train,
+            val_data=self._splits.val,
+            transform=TrainTransform(options.crop_size, fill=normalization.raw_mean(), augment=options.augment),
+            label=label,
+            normalization=normalization,
+            batch_size=options.batch_size,
+            precision=resolve_precision(options.precision, self._device),
+        )
+        chosen = measure(member.network)
+        return chosen if options.batch_norm == "best" else options.batch_norm
 
 
 def _record(

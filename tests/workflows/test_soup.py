@@ -303,7 +303,7 @@ def test_a_soup_that_fails_says_so_in_its_run(command, track, tracking, monkeypa
     def fail(*arguments, **more):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(workflow, "make_refresh", fail)
+    monkeypatch.setattr(workflow, "make_measure", fail)
     code, _, errors = command("soup", *DATA, *SHORT)
     assert code == 1
     assert "out of memory" in errors[0]
