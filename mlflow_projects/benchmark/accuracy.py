@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
         path = FOLDER / "studies" / f"{options.study}.yaml"
     study = read_study(path)
     rows_path = Path(options.rows) if options.rows else FOLDER / "results" / f"{study.name}.jsonl"
-    setting = Setting(options.accelerator, options.precision, Path(options.scratch))
+    setting = Setting(options.accelerator, options.precision, Path(options.scratch) / study.name)
     stages = set(options.stages.split(",")) if options.stages else None
     with tracked(study, options) as finished:
         progress = run_study(
@@ -97,7 +97,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--overview", default="", help="nothing is run: tables of all studies are written anew into this page"
     )
-    parser.add_argument("--scratch", default="study-weights", help="folder for weights that references need")
+    parser.add_argument("--scratch", default="study-weights", help="folder for weights that references need, by study")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
     parser.add_argument("--seconds", type=float, default=None, help="after so many no cell is started")
     parser.add_argument("--stages", default="", help="tune, run, reference, student, separated by commas; empty: all")

@@ -1,7 +1,8 @@
 """A tracking server that is away: which errors may pass, and calls that say so soon instead of after minutes.
 
 MLflow itself repeats a call up to seven times, which takes four minutes, and repeats those that create something too:
-an answer that was lost on its way then leaves two runs. Here a call is made once, and who repeats it looks first.
+an answer that was lost on its way then leaves two runs. Here a call is made once, and who repeats it looks first; an
+answer that was cut is never taken for one that says "nothing".
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from smp_ensemble.exceptions import TrackingError
+from smp_ensemble.tracking import cut_answers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 RETRIES, TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
+PLUGIN = "MLFLOW_TRACKING_AUTH"
 FIRST_TIMEOUT, LONGEST_TIMEOUT = 10, 300
 """Seconds to wait for an answer; doubled after each failure, for a server that needs long to store a large file."""
 
@@ -61,7 +64,7 @@ def _status(error: BaseException) -> int | None:
 
 @contextlib.contextmanager
 def brief_calls(failures: int = 0) -> Iterator[None]:
-    """While the block runs, MLflow makes each call once and waits for its answer for seconds, not minutes.
+    """While the block runs, MLflow makes each call once, waits for its answer for seconds, and refuses a cut one.
 
     MLflow knows no such thing for one thread alone: for that long it holds for the whole process. What somebody set in
     the environment holds always, and what is set here is gone after the block.
@@ -69,7 +72,7 @@ def brief_calls(failures: int = 0) -> Iterator[None]:
     Args:
         failures: How often the call failed before.
     """
-    wanted = {RETRIES: 0, TIMEOUT: min(FIRST_TIMEOUT * 2**failures, LONGEST_TIMEOUT)}
+    wanted = {RETRIES: 0, TIMEOUT: min(FIRST_TIMEOUT * 2**failures, LONGEST_TIMEOUT), PLUGIN: cut_answers.NAME}
     mine = {name: str(value) for name, value in wanted.items() if name not in os.environ}
     os.environ.update(mine)
     try:
