@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from smp_ensemble.exceptions import ConfigError
+from smp_ensemble.training.modes import modes_kept
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,7 +65,7 @@ def refresh_batch_norm(model: nn.Module, loader: Iterable[Any]) -> None:
         return
     device = next(itertools.chain(model.parameters(), model.buffers())).device
     statistics = [_Statistics(layer) for layer in layers]
-    with torch.no_grad(), _put_back(model, layers):
+    with torch.no_grad(), _put_back(model):
         for module in model.modules():
             module.training = False  # not eval(): smp's leaves the dropout of a frozen encoder in train mode
         with _watched(layers, statistics):
@@ -89,6 +90,27 @@ def has_batch_norm(model: nn.Module) -> bool:
         (True, False)
     """
     return bool(_refreshed_layers(model))
+
+
+def running_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the running means and variances of all batch-norm layers, by their names in `model`."""
+    return {name: buffer.clone() for name, buffer in _running_buffers(model)}
+
+
+@torch.no_grad()
+def restore_statistics(model: nn.Module, statistics: Mapping[str, Tensor]) -> None:
+    """Writes back what `running_statistics` returned for the same model."""
+    for name, buffer in _running_buffers(model):
+        buffer.copy_(statistics[name])
+
+
+def _running_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for path, layer in model.named_modules():
+        if isinstance(layer, _BatchNorm):
+            for name in ("running_mean", "running_var"):
+                buffer = getattr(layer, name)
+                if buffer is not None:
+                    yield f"{path}.{name}", buffer
 
 
 class _Statistics:
@@ -117,36 +139,29 @@ class _Statistics:
 
 def _refreshed_layers(model: nn.Module) -> list[_BatchNorm]:
     """Layers with running statistics that `model.train()` puts in train mode; leaves all modes as they are."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
+    with modes_kept(model):
+        for module in model.modules():
             module.training = False
         model.train()
         return [
             module
-            for module, _ in modes
+            for module in model.modules()
             if isinstance(module, _BatchNorm)
             and module.training
             and module.running_mean is not None
             and module.running_var is not None
         ]
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextlib.contextmanager
-def _put_back(model: nn.Module, layers: list[_BatchNorm]) -> Iterator[None]:
+def _put_back(model: nn.Module) -> Iterator[None]:
     """Modes and running statistics are afterwards as they were, to the bit, whatever happens in between."""
-    modes = [(module, module.training) for module in model.modules()]
-    saved = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in layers]  # type: ignore[union-attr]
+    statistics = running_statistics(model)
     try:
-        yield
+        with modes_kept(model):
+            yield
     finally:
-        for module, mode in modes:
-            module.training = mode
-        for layer, (mean, variance) in zip(layers, saved, strict=True):
-            _write(layer, mean, variance)
+        restore_statistics(model, statistics)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,8 @@ import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 
 from smp_ensemble.architectures import output_stride
 from smp_ensemble.data.loading import evaluation_loader
-from smp_ensemble.precision import autocast_dtype
-from smp_ensemble.training.batch_norm import has_batch_norm
+from smp_ensemble.training.batch_norm import has_batch_norm, restore_statistics, running_statistics
+from smp_ensemble.training.modes import predicting
 from smp_ensemble.training.refreshing import make_refresh
 from smp_ensemble.typing import IGNORE_INDEX
 
@@ -44,22 +45,22 @@ def keep_best_statistics(
     Args:
         network: Changed in place, in its batch-norm statistics alone.
         sources: Ways by name, each of which changes the statistics from what they are now; None: leaves them.
-        judge: Loss of a network; the least one wins, the first of several equals.
+        judge: Loss of a network; the least one wins, the first of several equals; no number never does.
 
     Returns:
         The name of the way; None for a network without batch norm.
     """
     if not has_batch_norm(network):
         return None
-    before = _statistics_of(network)
+    before = running_statistics(network)
     found: dict[str, tuple[float, dict[str, Tensor]]] = {}
     for name, measure in sources.items():
-        _put_back(network, before)
+        restore_statistics(network, before)
         if measure is not None:
             measure(network)
-        found[name] = judge(network), _statistics_of(network)
-    best = min(found, key=lambda name: found[name][0])
-    _put_back(network, found[best][1])
+        found[name] = judge(network), running_statistics(network)
+    best = min(found, key=lambda name: math.inf if math.isnan(found[name][0]) else found[name][0])
+    restore_statistics(network, found[best][1])
     losses = ", ".join(f"{name} {loss:.4f}" for name, (loss, _) in found.items())
     logger.info("batch norm of %s: validation log-loss %s", best, losses)
     return best
@@ -98,7 +99,6 @@ def make_measure(
     return partial(keep_best_statistics, sources=sources, judge=partial(validation_loss, data=val_data, **shared))
 
 
-@torch.no_grad()
 def validation_loss(
     network: nn.Module,
     *,
@@ -118,24 +118,18 @@ def validation_loss(
         precision: Lightning's words.
         shard: This process's rank and the number of processes; all get the loss over all images.
     """
-    was_training = network.training
-    network.eval()
-    device = next(network.parameters()).device
-    dtype = autocast_dtype(precision)
     loader = evaluation_loader(
         data, batch_size=batch_size, workers=0, divisor=output_stride([network]), shard=shard, never_empty=True
     )
-    # The last sum counts pixels. MPS has no float64.
-    sums = torch.zeros(
-        len(SHARPNESS) + 1, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device
-    )
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+    with predicting(network, precision) as device:
+        # The last sum counts pixels. MPS has no float64.
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        sums = torch.zeros(len(SHARPNESS) + 1, dtype=wide, device=device)
         for batch in loader:
             mask = batch["mask"].to(device)
             logits = network(normalization(batch["image"].to(device))).float()
             losses = [_log_loss(sharpness * logits, mask, data.task.mode) for sharpness in SHARPNESS]
             sums += torch.stack([*losses, (mask != IGNORE_INDEX).sum().float()]).to(sums)
-    network.train(was_training)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(sums)
     return float(sums[:-1].min() / sums[-1].clamp_min(1))
@@ -149,18 +143,3 @@ def _log_loss(logits: Tensor, mask: Tensor, mode: Mode) -> Tensor:
     valid = target != IGNORE_INDEX
     losses = F.binary_cross_entropy_with_logits(logits, (target == 1).float(), reduction="none")
     return losses.where(valid, 0).sum()
-
-
-def _statistics_of(network: nn.Module) -> dict[str, Tensor]:
-    return {
-        name: buffer.detach().clone()
-        for name, buffer in network.named_buffers()
-        if name.endswith(("running_mean", "running_var"))
-    }
-
-
-@torch.no_grad()
-def _put_back(network: nn.Module, statistics: Mapping[str, Tensor]) -> None:
-    for name, buffer in network.named_buffers():
-        if name in statistics:
-            buffer.copy_(statistics[name])

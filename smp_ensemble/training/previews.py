@@ -9,7 +9,7 @@ import torch
 
 from smp_ensemble.architectures import output_stride
 from smp_ensemble.data.loading import evaluation_loader
-from smp_ensemble.precision import autocast_dtype
+from smp_ensemble.training.modes import predicting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,18 +31,13 @@ def predict_previews(
     Returns:
         One uint8 mask for each image, `(H, W)` or, multilabel, `(K, H, W)`.
     """
-    was_training = network.training
-    network.eval()
-    device = next(network.parameters()).device
-    dtype = autocast_dtype(precision)
     stride = output_stride([network])
     masks = []
-    with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+    with predicting(network, precision) as device:
         for batch in evaluation_loader(data.subset(preview_indices(data)), batch_size=1, workers=0, divisor=stride):
             logits = network(normalization(batch["image"].to(device)))[0].float()
             mask = logits.argmax(0) if data.task.mode == "multiclass" else logits >= 0
             masks.append(mask.squeeze(0).to(torch.uint8).cpu().numpy())
-    network.train(was_training)
     sizes = [data.read(index)[0].shape[:2] for index in preview_indices(data)]
     return [mask[..., :height, :width] for mask, (height, width) in zip(masks, sizes, strict=True)]
 

@@ -107,3 +107,18 @@ def test_the_way_with_the_least_loss_is_kept_and_each_begins_from_the_same_stati
 
 def test_a_network_without_batch_norm_is_not_judged():
     assert keep_best_statistics(nn.Conv2d(3, 1, 1), sources={"a": None}, judge=lambda _: math.nan) is None
+
+
+@pytest.mark.parametrize("order", [("running", "images"), ("images", "running")])
+def test_a_loss_that_is_no_number_never_wins(make_tiny_network, order):
+    network = make_tiny_network()
+
+    def spoil(one):
+        one.encoder.bn1.running_mean.fill_(math.nan)
+
+    def judge(one):
+        return float(one.encoder.bn1.running_mean.sum())
+
+    ways = {"running": None, "images": spoil}
+    assert keep_best_statistics(network, sources={name: ways[name] for name in order}, judge=judge) == "running"
+    assert torch.isfinite(network.encoder.bn1.running_mean).all()
