@@ -11,6 +11,7 @@ import camvid
 import mlflow
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,9 +19,10 @@ from study import overview, plan, statistics
 from study.folds import fold_splits, load_whole
 from study.lines import CHOSEN, lines_of
 from study.page import write_page
-from study.systems import systems_of
+from study.systems import cross_fitted, greedy_system, systems_of
 
 from smp_ensemble.data.forms import load_data
+from smp_ensemble.typing import Task
 
 FOLDER = Path(__file__).parents[2] / "mlflow_projects" / "benchmark"
 RESULTS = sorted((FOLDER / "results").glob("*.jsonl"))
@@ -204,6 +206,35 @@ def test_the_choice_goes_by_validation_data_alone():
     assert picked == {(0, 0): other[0, 0], (0, 1): good[0, 1]}
 
 
+def test_what_was_selected_on_validation_data_is_judged_by_its_cross_fitted_score():
+    fitted = {(0, 0): {**system([[[1, 9, 9]]], val=0.9), "cross_iou": 0.4}}
+    plain = {(0, 0): system([[[9, 1, 1]]], val=0.5)}
+    systems = {("a", "greedy"): fitted, ("b", "last"): plain}
+    assert statistics.choose(systems, list(systems), 1)[1] == {0: ("b", "last")}
+    assert statistics.choose(systems, list(systems), 1, own=True)[1] == {0: ("a", "greedy")}
+
+
+def test_cross_fitted_probabilities_of_a_group_come_from_what_the_others_choose():
+    """Network 1 is right in group a alone, network 0 everywhere else: what a's images get was chosen without a."""
+    truth = torch.zeros(9, 2, 2, dtype=torch.int64)
+    truth[:, 0] = 1
+    groups = ["a", "a", "b", "b", "c", "c", "c", "d", "d"]
+    right = torch.where(truth == 1, 0.9, 0.1)[:, None].half()
+    of_a = torch.tensor([group == "a" for group in groups])[:, None, None, None]
+    networks = [torch.where(of_a, 1 - right, right), torch.where(of_a, right, 1 - right)]
+    seen = []
+
+    def fit(validation, masks):
+        seen.append(len(masks))
+        return greedy_system(validation, masks, Task("binary", ("no", "roof")), range(2))
+
+    found = cross_fitted(networks, truth, groups, fit)
+    assert seen == [7, 7, 6, 7]
+    assert torch.equal(found[:2], networks[0][:2]), "the other groups prefer network 0"
+    assert torch.equal(found[2:], networks[0][2:])
+    assert cross_fitted(networks, truth, ["a"] * 9, fit) is None
+
+
 def test_a_wide_choice_asks_every_fold_but_the_one_that_is_validated_on_the_test_data():
     """For fold 2 of 3 it asks folds 0 and 2: fold 1 is validated on fold 2's test data."""
     loud = {(0, fold): system([[[1, 9, 9]]], val=one) for fold, one in enumerate((0.5, 0.99, 0.5))}
@@ -288,6 +319,10 @@ def test_a_tiny_study_runs_whole_is_tracked_and_is_not_run_twice(tracking, tmp_p
     assert row["systems"]["all refreshed"]["cost"] == 2
     assert row["systems"]["all refreshed"]["val_nll"] != row["systems"]["all"]["val_nll"]
     assert set(row["systems"]["greedy"]["test"]) == {"clean", "jpeg"}
+    for name in ("greedy", "greedy refreshed"):
+        assert 0 <= row["systems"][name]["cross_iou"] <= 1
+        assert row["systems"][name]["cross_nll"] > 0
+    assert "cross_iou" not in row["systems"]["all"]
     assert rows["reference-seeds-e2-f0-s-1"]["systems"]["all"]["cost"] == 2
     student, single = rows["student-student-e2-f0-s0"], rows["run-single-e2-f0-s0"]
     assert set(student["systems"]) == {"last", "refreshed"}

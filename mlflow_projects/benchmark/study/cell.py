@@ -7,6 +7,7 @@ import platform
 import tempfile
 import time
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +27,14 @@ from smp_ensemble.training.fit import fit
 from smp_ensemble.training.fit_options import FitOptions
 from smp_ensemble.training.trainers import make_trainer
 from smp_ensemble.training.weights import average_weights
-from study.folds import evenly, fold_splits
+from study.folds import evenly, fold_splits, groups_of
 from study.networks import new_network, refreshed
 from study.plan import BASELINE, REFERENCE, RUN, STUDENT_SEED, TUNE, Cell, Method, Study, reference_cells
 from study.scoring import Predictor, disagreement, score_systems, train_iou, truth_of
-from study.systems import AVERAGED, System, greedy_system, reported_name, systems_of
+from study.systems import AVERAGED, System, cross_fitted, greedy_system, reported_name, systems_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -106,6 +107,37 @@ def _weights_path(cell: Cell, setting: Setting) -> Path:
     return setting.scratch / f"{cell.id}.safetensors"
 
 
+def _made_of(
+    method: Method, weights: Sequence[dict[str, Tensor]], study: Study, measured: Callable[..., dict[str, Tensor]]
+) -> tuple[list[dict[str, Tensor]], dict[str, int], list[int]]:
+    """The networks of one training and those made of them, and the places that `systems_of` takes.
+
+    Args:
+        method: How it was trained.
+        weights: Its snapshots.
+        study: Says whether statistics of crops are looked at too.
+        measured: Measures batch norm anew, on whole images or `crops`.
+    """
+    networks, extra, again = list(weights), {}, []
+    if len(weights) > 1:
+        extra["soup"] = len(networks)
+        networks.append(measured(average_weights(weights)))
+        if study.crop_statistics:
+            extra["soup crops"] = len(networks)
+            networks.append(measured(average_weights(weights), crops=True))
+    if method.trainer not in AVERAGED:
+        extra["refreshed"] = len(networks)
+        networks.append(measured(weights[-1]))
+        if study.crop_statistics:
+            others = [measured(one) for one in weights[:-1]]
+            again = [*range(len(networks), len(networks) + len(others)), extra["refreshed"]]
+            networks += others
+    elif study.crop_statistics:
+        extra["crops"] = len(networks)
+        networks.append(measured(weights[-1], crops=True))
+    return networks, extra, again
+
+
 def _score(
     cell: Cell,
     method: Method,
@@ -119,24 +151,10 @@ def _score(
     """All systems of one training; a tuning cell only says what its method reports on validation data."""
     tuning = cell.stage == TUNE
     device = choose_device(setting.accelerator)
+    here = {"network": network, "splits": splits, "setting": setting, "options": options}
     networks, extra, again = list(weights), {}, []
     if not tuning:
-        if len(weights) > 1:
-            extra["soup"] = len(networks)
-            networks.append(refreshed(average_weights(weights), network, splits, setting, options))
-        if len(weights) > 1 and study.crop_statistics:
-            extra["soup crops"] = len(networks)
-            networks.append(refreshed(average_weights(weights), network, splits, setting, options, crops=True))
-        if method.trainer not in AVERAGED:
-            extra["refreshed"] = len(networks)
-            networks.append(refreshed(weights[-1], network, splits, setting, options))
-            if study.crop_statistics:
-                others = [refreshed(one, network, splits, setting, options) for one in weights[:-1]]
-                again = [*range(len(networks), len(networks) + len(others)), extra["refreshed"]]
-                networks += others
-        elif study.crop_statistics:
-            extra["crops"] = len(networks)
-            networks.append(refreshed(weights[-1], network, splits, setting, options, crops=True))
+        networks, extra, again = _made_of(method, weights, study, partial(refreshed, **here))
     predictor = Predictor(network, networks, splits, setting)
     validation = predictor.predict(splits.val)
     if study.flips and not tuning:
@@ -145,12 +163,17 @@ def _score(
         validation.append(predictor.predict_one(extra["flips"], predictor.images(splits.val)))
     truth = truth_of(splits.val, device)
     systems = systems_of(len(weights), extra, again)
+    fitted: dict[str, Tensor | None] = {}
     if len(weights) > 1 and not tuning:
-        systems.append(greedy_system(validation, truth, splits.task, len(weights)))
+        for name, places in (("greedy", range(len(weights))), ("greedy refreshed", again)):
+            if len(places) > 1:
+                choose = partial(greedy_system, task=splits.task, places=places, name=name)
+                systems.append(choose(validation, truth))
+                fitted[name] = cross_fitted(validation, truth, groups_of(splits.val), choose)
     reported = reported_name(method.trainer, len(weights))
     if tuning:
         systems = [system for system in systems if system.name == reported]
-    scored = score_systems(systems, predictor, validation, truth, splits, study, clean_only=tuning)
+    scored = score_systems(systems, predictor, validation, truth, splits, study, clean_only=tuning, fitted=fitted)
     found: dict[str, Any] = {
         "reported": reported,
         "reported_val_iou": scored[reported]["val_iou"],

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 SINGLE: Key = (BASELINE, "last")
 SHOWN = (
     "last", "refreshed", "crops", "best", "best of crops", "all", "all refreshed", "greedy",
-    "soup", "soup crops", "soup best", "flips",
+    "greedy refreshed", "soup", "soup crops", "soup best", "flips",
 )  # fmt: skip
 CHOSEN, CHOSEN_SINGLE = ("chosen on val", ""), ("chosen on val, one network", "")
 CHOSEN_WIDE = ("chosen on val of other folds too", "")
+CHOSEN_OWN = ("chosen on val, greedy by its own score", "")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ WORDS = {
     "all": "mean of all",
     "all refreshed": "mean of all, batch norm refreshed",
     "greedy": "greedy",
+    "greedy refreshed": "greedy, batch norm refreshed",
     "soup": "average of the weights",
     "soup crops": "average of the weights, batch norm of crops",
     "best": "last snapshot, batch norm chosen on val",
@@ -82,12 +84,14 @@ def lines_of(study: Study, systems: Mapping[Key, Mapping[tuple[int, int], dict[s
             if found is not None:
                 tables[method, system] = found
     candidates = candidates_of(study, systems)
-    for name, keys, wide in (
-        (CHOSEN, candidates, False),
-        (CHOSEN_SINGLE, [key for key in candidates if tables[key].mean("cost") == 1], False),
-        (CHOSEN_WIDE, candidates, True),
+    crossed = any("cross_iou" in values for key in candidates for values in systems[key].values())
+    for name, keys, how in (
+        (CHOSEN, candidates, {}),
+        (CHOSEN_SINGLE, [key for key in candidates if tables[key].mean("cost") == 1], {}),
+        (CHOSEN_WIDE, candidates, {"wide": True}),
+        (CHOSEN_OWN, candidates if crossed else [], {"own": True}),
     ):
-        picked, _ = choose(systems, keys, study.folds, wide=wide)
+        picked, _ = choose(systems, keys, study.folds, **how)
         found = table_of(picked, study.folds)
         if found is not None:
             tables[name] = found

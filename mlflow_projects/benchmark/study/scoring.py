@@ -19,12 +19,13 @@ from study.corruptions import corrupt
 from study.folds import evenly, groups_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor, nn
 
     from smp_ensemble.data.datasets import SegmentationDataset
     from smp_ensemble.data.forms import DataSplits
+    from smp_ensemble.typing import Task
     from study.networks import Setting
     from study.plan import Study
     from study.systems import System
@@ -89,27 +90,43 @@ def score_systems(
     study: Study,
     *,
     clean_only: bool,
+    fitted: Mapping[str, Tensor | None] | None = None,
 ) -> dict[str, Any]:
-    """Every system calibrated on validation data, and measured there and on test data."""
+    """Every system calibrated on validation data, and measured there and on test data.
+
+    Args:
+        systems: What to score.
+        predictor: Of the networks.
+        validation: What each network predicts on validation data.
+        truth: Masks of validation data.
+        splits: The data.
+        study: Says how test data are corrupted.
+        clean_only: Leaves test data out.
+        fitted: Of systems that were fitted on validation data, their probabilities there from `cross_fitted`; they get
+            a second score, `cross_iou` and `cross_nll`, which is calibrated in the same way.
+    """
     task, found = splits.task, {}
-    fitted = {}
-    for system in systems:
-        combined = system.combine(validation)
+    calibrations = {}
+
+    def on_validation(combined: Tensor, *, whole: bool) -> tuple[tuple[float, float], dict[str, Any]]:
         temperature, threshold = measures.calibrate(combined, truth, task.mode)
-        fitted[system.name] = (temperature, threshold)
-        val = measures.measure(
-            combined, truth, groups_of(splits.val), task,
-            temperature=temperature, threshold=threshold, whole=not clean_only,
-        )  # fmt: skip
+        return (temperature, threshold), measures.measure(
+            combined, truth, groups_of(splits.val), task, temperature=temperature, threshold=threshold, whole=whole
+        )
+
+    for system in systems:
+        calibrations[system.name], val = on_validation(system.combine(validation), whole=not clean_only)
+        temperature, threshold = calibrations[system.name]
         found[system.name] = {
             **asdict(system),
             "cost": system.cost,
             "temperature": round(temperature, 4),
             "threshold": round(threshold, 4),
-            "val_iou": round(measures.iou_of(measures.total_counts(val), task), 6),
-            "val_nll": round(measures.mean_loss(val), 6),
+            **_totals(val, task, "val"),
             "val_ece": val.get("ece"),
         }
+        if fitted and (unseen := fitted.get(system.name)) is not None:
+            found[system.name] |= _totals(on_validation(unseen, whole=False)[1], task, "cross")
     if clean_only:
         return found
     assert splits.test is not None
@@ -119,12 +136,18 @@ def score_systems(
         shown = images if kind == "clean" else corrupt(images, kind)
         probabilities = [predictor.predict_one(index, shown) for index in range(len(validation))]
         for system in systems:
-            temperature, threshold = fitted[system.name]
+            temperature, threshold = calibrations[system.name]
             found[system.name].setdefault("test", {})[kind] = measures.measure(
                 system.combine(probabilities), test_truth, groups_of(splits.test), task,
                 temperature=temperature, threshold=threshold, whole=kind == "clean",
             )  # fmt: skip
     return found
+
+
+def _totals(measured: dict[str, Any], task: Task, prefix: str) -> dict[str, float]:
+    """IoU and log-loss over all groups."""
+    iou, loss = measures.iou_of(measures.total_counts(measured), task), measures.mean_loss(measured)
+    return {f"{prefix}_iou": round(iou, 6), f"{prefix}_nll": round(loss, 6)}
 
 
 def train_iou(predictor: Predictor, index: int, splits: DataSplits) -> float:

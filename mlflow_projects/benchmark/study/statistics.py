@@ -125,8 +125,12 @@ def choose(
     folds: int,
     *,
     wide: bool = False,
+    own: bool = False,
 ) -> tuple[dict[tuple[int, int], dict[str, Any]], dict[int, Key]]:
     """For each fold the candidate with the best validation IoU, its mean over seeds; and which one that was.
+
+    What was selected on validation data is judged by its cross-fitted score where there is one, or, if `own`, by the
+    score on the very images it was selected on, which is too good.
 
     Test data have no say: the validation data of fold f are the test data of fold f + 1, so for fold f the choice asks
     the trainings of fold f alone or, if `wide`, those of all folds but f - 1, which are validated on its test data.
@@ -138,7 +142,7 @@ def choose(
         scores = {
             key: np.mean([by_fold[one] for one in judges])
             for key in candidates
-            if (by_fold := _validation_by_fold(systems[key])).keys() >= {*judges, fold}
+            if (by_fold := _validation_by_fold(systems[key], own=own)).keys() >= {*judges, fold}
         }
         if not scores:
             continue
@@ -147,11 +151,11 @@ def choose(
     return picked, names
 
 
-def _validation_by_fold(system: Mapping[tuple[int, int], dict[str, Any]]) -> dict[int, float]:
+def _validation_by_fold(system: Mapping[tuple[int, int], dict[str, Any]], *, own: bool) -> dict[int, float]:
     """Validation IoU in each fold, mean over seeds."""
     by_fold: dict[int, list[float]] = defaultdict(list)
     for (_, fold), values in system.items():
-        by_fold[fold].append(values["val_iou"])
+        by_fold[fold].append(values["val_iou"] if own else values.get("cross_iou", values["val_iou"]))
     return {fold: float(np.mean(values)) for fold, values in by_fold.items()}
 
 
