@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from smp_ensemble.ensembling.tally import MOST_ADDITIONS, best_cuts, decide, score_sums
+from smp_ensemble.ensembling.tally import MOST_ADDITIONS, best_cuts, count_sums, decide, score_counts, score_sums
 from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.registry import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -37,6 +38,20 @@ def check_metric(metric: str) -> None:
 
 
 @dataclass(frozen=True)
+class Chained:
+    """Blocks of several parts, one part after the other; may be gone through again and again.
+
+    Attributes:
+        parts: Of each, its blocks.
+    """
+
+    parts: Sequence[Iterable[Block]]
+
+    def __iter__(self) -> Iterator[Block]:
+        return chain.from_iterable(self.parts)
+
+
+@dataclass(frozen=True)
 class CandidatePool:
     """Candidates, best first, and scores of their means on validation data.
 
@@ -49,6 +64,7 @@ class CandidatePool:
         task: What they predict.
         metric: One of `METRICS`.
         blocks: The pixels; may be gone through again and again, and read from disk each time.
+        parts: The same pixels in parts, no group of images in two of them; empty: they were not divided.
 
     Raises:
         ConfigError: Another metric.
@@ -58,6 +74,7 @@ class CandidatePool:
     task: Task
     metric: str
     blocks: Iterable[Block]
+    parts: Sequence[Iterable[Block]] = ()
 
     def __post_init__(self) -> None:
         check_metric(self.metric)
@@ -99,6 +116,28 @@ class CandidatePool:
         if sum(counts) >= MOST_ADDITIONS:
             raise ConfigError(f"expected a mean of at most {MOST_ADDITIONS} contributions, got {sum(counts) + 1}")
         return score_sums(self.blocks, counts, add, self.task.mode, self.task.num_outputs, metric)
+
+    def counted(
+        self, counts: Sequence[int], add: Sequence[int], blocks: Iterable[Block] | None = None
+    ) -> npt.NDArray[np.int64]:
+        """The pixels behind `scores_with`, of some blocks alone: what parts give may be added up.
+
+        Args:
+            counts: How often each candidate contributes so far.
+            add: Candidates, by their place; the first axis of what is returned.
+            blocks: Some of the data; None: all.
+        """
+        metric, task = self.metric.removeprefix("val_"), self.task
+        return count_sums(self.blocks if blocks is None else blocks, counts, add, task.mode, task.num_outputs, metric)
+
+    def scored(self, counted: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """The metric of what `counted` returned."""
+        return score_counts(counted, self.task.mode, self.metric.removeprefix("val_"))
+
+    def without(self, part: int) -> CandidatePool:
+        """The same candidates on all parts but one."""
+        rest = [blocks for index, blocks in enumerate(self.parts) if index != part]
+        return CandidatePool(self.candidates, self.task, self.metric, Chained(rest))
 
     @cached_property
     def singles(self) -> npt.NDArray[np.float64]:

@@ -83,12 +83,23 @@ def score_sums(
     Returns:
         Shape `(len(add),)`.
     """
+    return score_counts(count_sums(blocks, counts, add, mode, outputs, metric), mode, metric)
+
+
+def count_sums(
+    blocks: Iterable[Block], counts: Sequence[int], add: Sequence[int], mode: Mode, outputs: int, metric: str
+) -> npt.NDArray[np.int64]:
+    """The pixels behind `score_sums`, first axis `len(add)`: those of different blocks may be added up.
+
+    They are `(n, 3, K)` true positives, false positives and false negatives where classes are decided by the likeliest
+    one; else histograms of probabilities, `(n, K, 2, 256)`.
+    """
     size = sum(counts) + 1
     if mode == "multiclass" and metric != "nll":
-        hits = np.zeros((3, len(add), outputs), np.int64)
+        hits = np.zeros((len(add), 3, outputs), np.int64)
         for block, place, total in _sums(blocks, counts, add):
-            hits[:, place] += _confusion(total, block.counts)
-        return _mean_overlap(hits[0], hits[1], hits[2], metric)
+            hits[place] += _confusion(total, block.counts)
+        return hits
     histograms = np.zeros((len(add), outputs, 2, LEVELS), np.int64)
     for block, place, total in _sums(blocks, counts, add):
         if mode == "multiclass":
@@ -97,12 +108,19 @@ def score_sums(
         else:
             for truth, segment in enumerate(_segments(block.counts)):
                 histograms[place, block.output, truth] += _histogram(total[0, segment], size)
+    return histograms
+
+
+def score_counts(found: npt.NDArray[np.int64], mode: Mode, metric: str) -> npt.NDArray[np.float64]:
+    """The metric of what `count_sums` counted, `(n,)`."""
+    if mode == "multiclass" and metric != "nll":
+        return _mean_overlap(found[:, 0], found[:, 1], found[:, 2], metric)
     if metric == "nll":
-        losses = histograms[:, :, 1] * _LOSS + histograms[:, :, 0] * _LOSS[::-1]  # no BLAS: equal rows, equal sums
-        pixels = histograms.sum(axis=(1, 2, 3))
+        losses = found[:, :, 1] * _LOSS + found[:, :, 0] * _LOSS[::-1]  # no BLAS: equal rows, equal sums
+        pixels = found.sum(axis=(1, 2, 3))
         return np.asarray(losses.sum(axis=(1, 2)) / np.maximum(pixels, 1), np.float64)
     # Pixels at or above each threshold, in the order (addition, output, truth, threshold).
-    above = histograms[..., ::-1].cumsum(axis=-1)[..., ::-1]
+    above = found[..., ::-1].cumsum(axis=-1)[..., ::-1]
     if mode == "binary":
         return overlap_curve(above)[:, 0, 1:].max(axis=-1) if metric == "iou" else _dice(overlap_curve(above)[:, 0, 1:])
     false, true = above[:, :, 0, LEVELS // 2], above[:, :, 1, LEVELS // 2]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from smp_ensemble.ensembling.pool import CandidatePool
+from smp_ensemble.data.splits import fold_split
+from smp_ensemble.ensembling.pool import CandidatePool, Chained
 from smp_ensemble.ensembling.tally import Block, quantise
 from smp_ensemble.evaluation.codes import decode
 from smp_ensemble.exceptions import ConfigError
@@ -28,12 +29,13 @@ BLOCK_PIXELS = 2**19
 
 
 class StoredBlocks:
-    """Blocks of pixels in one file; each is mapped when its turn comes."""
+    """Blocks of pixels in one file, which others may share; each is mapped when its turn comes."""
 
     def __init__(self, path: Path) -> None:
+        """Blocks come after what is in the file."""
         self._path = path
         self._places: list[tuple[int, tuple[int, ...], list[int], int]] = []
-        self._end = 0
+        self._end = path.stat().st_size if path.exists() else 0
 
     def append(self, codes: Iterator[npt.NDArray[np.uint8]], candidates: int, counts: list[int], output: int) -> None:
         """Adds a block from each candidate's codes `(K, V)`."""
@@ -57,6 +59,7 @@ def make_pool(
     data: SegmentationDataset,
     metric: str,
     folder: Path,
+    parts: int = 0,
 ) -> CandidatePool:
     """Puts all candidates' predictions side by side.
 
@@ -69,20 +72,42 @@ def make_pool(
         data: What was predicted.
         metric: One of `ensembling.pool.METRICS`.
         folder: For the file; it must stay for as long as the pool.
+        parts: Into how many the images are divided, as far as there are groups (images, where data name none); less
+            than 2: they are not.
 
     Raises:
         ConfigError: There is too little room in `folder`, or another metric.
     """
-    outputs, mode = data.task.num_outputs, data.task.mode
-    needed = len(predictions) * outputs * sum(scan.pixels for scan in data.scans)
+    needed = len(predictions) * data.task.num_outputs * sum(scan.pixels for scan in data.scans)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ConfigError(
             f"selecting among {len(predictions)} candidates takes {needed / 1e9:.1f} GB in {folder}, where "
             f"{free / 1e9:.1f} GB are free: lower max-candidates, or point TMPDIR elsewhere"
         )
-    stored = StoredBlocks(folder / "pool.bin")
-    for pieces in _pieces(data):
+    path = folder / "pool.bin"
+    stored = [_store(StoredBlocks(path), predictions, data, images) for images in _divide(data, parts)]
+    return CandidatePool(list(candidates), data.task, metric, Chained(stored), stored if len(stored) > 1 else ())
+
+
+def _divide(data: SegmentationDataset, parts: int) -> list[list[int]]:
+    """Images of each part: every group in one of them, and classes spread over all as far as that goes."""
+    if parts > 1:
+        parts = min(parts, len(set(data.groups)) if data.groups else len(data))
+    if parts < 2:
+        return [list(range(len(data)))]
+    return [held.tolist() for _, held in fold_split(data.class_presence, data.groups, parts, seed=0)]
+
+
+def _store(
+    stored: StoredBlocks,
+    predictions: Sequence[CachedPredictions],
+    data: SegmentationDataset,
+    images: Sequence[int],
+) -> StoredBlocks:
+    """Appends the blocks of some images."""
+    outputs, mode = data.task.num_outputs, data.task.mode
+    for pieces in _pieces(data, images):
         truth = _truth(data, pieces)
         for output, plane in enumerate(truth if mode == "multilabel" else truth[None]):
             counts = np.bincount(plane, minlength=IGNORE_INDEX + 1)[: outputs if mode == "multiclass" else 2]
@@ -92,17 +117,17 @@ def make_pool(
             chosen = slice(output, output + 1) if mode == "multilabel" else slice(None)
             rows = (quantise(decode(np.take(_codes(one, pieces, chosen), order, axis=1), mode)) for one in predictions)
             stored.append(rows, len(predictions), counts.tolist(), output)
-    return CandidatePool(list(candidates), data.task, metric, stored)
+    return stored
 
 
-def _pieces(data: SegmentationDataset) -> Iterator[list[tuple[int, int, int]]]:
+def _pieces(data: SegmentationDataset, images: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:
     """Stretches of images, as (image, first pixel, end), that make one block together."""
     pieces: list[tuple[int, int, int]] = []
     room = BLOCK_PIXELS
-    for index, scan in enumerate(data.scans):
-        start = 0
-        while start < scan.pixels:
-            end = min(scan.pixels, start + room)
+    for index in images:
+        start, pixels = 0, data.scans[index].pixels
+        while start < pixels:
+            end = min(pixels, start + room)
             pieces.append((index, start, end))
             room -= end - start
             start = end

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from smp_ensemble.ensembling.cross_fitting import CrossFit
     from smp_ensemble.ensembling.pool import CandidatePool
     from smp_ensemble.ensembling.selection import Selection
 
@@ -50,6 +51,7 @@ class SelectionNumbers:
         path: The additions, as places among the candidates.
         path_scores: Of the mean after each.
         kept: How many of the additions were kept.
+        crossed: What selection is worth on images that had no say; None: that was not looked at.
     """
 
     selector: str
@@ -62,9 +64,12 @@ class SelectionNumbers:
     path: list[int]
     path_scores: list[float]
     kept: int
+    crossed: CrossFit | None = None
 
     @classmethod
-    def of(cls, selector: str, pool: CandidatePool, selection: Selection) -> SelectionNumbers:
+    def of(
+        cls, selector: str, pool: CandidatePool, selection: Selection, crossed: CrossFit | None = None
+    ) -> SelectionNumbers:
         """Reads them off a pool."""
         place = {candidate.uri: index for index, candidate in enumerate(pool.candidates)}
         weights = [0.0] * len(place)
@@ -83,6 +88,7 @@ class SelectionNumbers:
             [place[step.candidate.uri] for step in selection.path],
             [step.score for step in selection.path],
             selection.kept,
+            crossed,
         )
 
     @property
@@ -107,7 +113,31 @@ class SelectionNumbers:
         if not self.path:
             return text
         found, best = number(self.path_scores[self.kept - 1]), number(self.scores[self.best])
-        return f"{text}: their mean has {self.word} {found} on validation data, the best candidate alone {best}"
+        text += f": their mean has {self.word} {found} on validation data, the best candidate alone {best}"
+        return f"{text}. {self._crossed_sentence()}" if self.crossed else text
+
+    def _crossed_sentence(self) -> str:
+        assert self.crossed is not None
+        others = [f"the best candidate alone {number(self.crossed.best)}"]
+        if self.crossed.everyone is not None:
+            others.append(f"the mean of all candidates {number(self.crossed.everyone)}")
+        return f"On images that had no say in the choice: {number(self.crossed.selected)}, {', '.join(others)}"
+
+    def advice(self) -> str:
+        """What to do where selection does not pay."""
+        assert self.crossed is not None
+        simple = "selector=all" if self.crossed.mean_beats_best else "selector=top-k with max-members=1"
+        return (
+            f"what {self.selector} gains on these images is luck: on images that had no say in the choice, {simple} is "
+            "as good or better (docs/selection.md)"
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """For MLflow: scores on images that had no say; empty where that was not looked at."""
+        if self.crossed is None:
+            return {}
+        found = {"selected": self.crossed.selected, "best": self.crossed.best, "all": self.crossed.everyone}
+        return {f"crossfit_{name}_{self.metric}": value for name, value in found.items() if value is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; None where a number is not defined."""
@@ -128,6 +158,7 @@ class SelectionNumbers:
                 for place, score in zip(self.path, self.path_scores, strict=True)
             ],
             "kept": self.kept,
+            "cross_fit": self.crossed.to_dict() if self.crossed is not None else None,
         }
 
 
@@ -203,7 +234,11 @@ def _draw_path(axes: Axes, numbers: SelectionNumbers) -> None:
         axes.plot(steps[:kept], scores[:kept], "o-", color=ACCENT, lw=2, ms=5.5, mec="white", mew=0.6, zorder=4)
         final = f"{plain(numbers.selector)}: {_count(kept, 'addition')}, {number(scores[kept - 1])}"
         axes.plot(kept, scores[kept - 1], "o", color=ACCENT, ms=10, mec=INK, mew=1.2, zorder=5, label=final)
-    axes.set_ylim(*finite_range(best, *scores, margin=0.12, least=0.005))
+    unseen = []
+    if numbers.crossed is not None:
+        unseen = [numbers.crossed.selected]
+        axes.axhline(unseen[0], color=ACCENT, lw=1.2, ls="--", label=f"on images without a say, {number(unseen[0])}")
+    axes.set_ylim(*finite_range(best, *scores, *unseen, margin=0.12, least=0.005))
     axes.set_xlim(0.4, len(scores) + 0.6 if scores else 1.6)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     dress(axes, xlabel="additions to the mean", ylabel=f"{numbers.word} of the mean")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from smp_ensemble.ensembling.combiners import combiner_class
+from smp_ensemble.ensembling.cross_fitting import PARTS
 from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.fitting import fit_weights
 from smp_ensemble.ensembling.member import Member
@@ -176,6 +177,7 @@ def build_ensemble(
     max_members: int = 5,
     max_candidates: int = MAX_CANDIDATES,
     metric: str = "val_iou",
+    cross_fit: int = PARTS,
     combiner: str = "mean",
     weights: Sequence[float] | Literal["fit"] | None = None,
     reject: float | None = None,
@@ -194,6 +196,8 @@ def build_ensemble(
         max_members: At most so many.
         max_candidates: So many snapshots, the first, are looked at by a selector that needs predictions.
         metric: What such a selector makes best: `val_iou`, `val_dice` or `val_nll`.
+        cross_fit: What such a selector chooses is scored, in the log, on images that had no say: validation data in so
+            many parts, each judged by what is chosen on the others; 0: not.
         combiner: Name in the entry-point group `smp_ensemble.combiners`.
         weights: One for each member, in the selector's order, or `fit`. None: the selector's own where it has some and
             the combiner is the mean; else equal.
@@ -213,6 +217,6 @@ def build_ensemble(
     combination = Combination(combiner, weights, reject, views, calibrate, postprocess or PostProcessing(), adaptive)
     if not snapshots:
         raise ConfigError("expected at least one snapshot, got none: search_snapshots() lists what is tracked")
-    selecting = Selecting(selector, max_members, max_candidates, metric)
+    selecting = Selecting(selector, max_members, max_candidates, metric, cross_fit)
     chosen = choose_members(snapshots, data, selecting, views=views, precision=precision)
     return assemble(chosen.members, data, combination.weighted_by(chosen.weights), precision=precision).ensemble

@@ -235,6 +235,11 @@ class EnsembleOptions(DataOptions):
     max_candidates: int = option(
         50, "greedy and diverse look at the predictions of so many candidates, the best by metric", parse_positive
     )
+    cross_fit: int = option(
+        3,
+        "what greedy and diverse choose is scored on images that had no say: validation data in so many parts, each "
+        "judged by what is chosen on the others; 0: not",
+    )
     combiner: str = option(
         "mean",
         "how member probabilities become one: mean, weighted (weights fitted on validation data), geometric, vote, "

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from smp_ensemble.ensembling.cross_fitting import PARTS, cross_fit
 from smp_ensemble.ensembling.ensemble import Ensemble
 from smp_ensemble.ensembling.pool import check_metric
 from smp_ensemble.ensembling.selection import make_selector, needs_predictions
@@ -19,6 +20,7 @@ from smp_ensemble.evaluation.drawing import png_bytes
 from smp_ensemble.evaluation.pooling import make_pool
 from smp_ensemble.evaluation.predictions import Predictions
 from smp_ensemble.evaluation.selection_figures import SelectionNumbers, draw_selection
+from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.inference.engine import Engine
 from smp_ensemble.precision import choose_device, resolve_precision
 from smp_ensemble.workflows.loading import inspect_snapshots, load_snapshot
@@ -50,17 +52,22 @@ class Selecting:
         max_members: At most so many.
         max_candidates: So many of the candidates, the best, are looked at by a selector that needs predictions.
         metric: Ranks the candidates, and is what such a selector makes best.
+        cross_fit: Into how many parts validation data are divided, each of which is scored by what the selector chooses
+            on the others; 0: that is not looked at.
 
     Raises:
-        ConfigError: An unknown selector, or a metric that it cannot use.
+        ConfigError: An unknown selector, a metric that it cannot use, or one part alone.
     """
 
     selector: str = "top-k"
     max_members: int = 5
     max_candidates: int = MAX_CANDIDATES
     metric: str = "val_iou"
+    cross_fit: int = PARTS
 
     def __post_init__(self) -> None:
+        if self.cross_fit < 0 or self.cross_fit == 1:
+            raise ConfigError(f"cross_fit: expected 0 (off), or 2 parts or more, got {self.cross_fit}")
         if needs_predictions(make_selector(self.selector)):
             check_metric(self.metric)
 
@@ -71,7 +78,7 @@ def selecting_of(options: EnsembleOptions) -> Selecting:
     Raises:
         ConfigError: As for `Selecting`.
     """
-    return Selecting(options.selector, options.max_members, options.max_candidates, options.metric)
+    return Selecting(options.selector, options.max_members, options.max_candidates, options.metric, options.cross_fit)
 
 
 @dataclass(frozen=True)
@@ -133,10 +140,15 @@ def choose_members(
             candidates, splits, cache,
             views=views, batch_size=batch_size, precision=precision, accelerator=accelerator,
         )  # fmt: skip
-        pool = make_pool(predicted, candidates, splits.val, selecting.metric, folder)
-        selection = cast("PredictionSelector", selector)(pool, selecting.max_members)
-        numbers = SelectionNumbers.of(selecting.selector, pool, selection)
+        parts = selecting.cross_fit if len(candidates) > 1 else 0
+        pool = make_pool(predicted, candidates, splits.val, selecting.metric, folder, parts)
+        fitted = cast("PredictionSelector", selector)
+        selection = fitted(pool, selecting.max_members)
+        crossed = cross_fit(pool, fitted, selecting.max_members)
+        numbers = SelectionNumbers.of(selecting.selector, pool, selection, crossed)
     logger.info("%s", numbers.sentence())
+    if crossed is not None and not crossed.pays:
+        logger.warning("%s", numbers.advice())
     return Chosen(selection.members, selection.weights, numbers)
 
 
@@ -188,9 +200,10 @@ def predict_candidates(
 
 
 def log_selection(run: TrackedRun, numbers: SelectionNumbers | None) -> None:
-    """Keeps `selection.png` and `selection.json` in an ensemble's run, where predictions were looked at."""
+    """Keeps `selection.png`, `selection.json` and what selection is worth in the run, where predictions were seen."""
     if numbers is None:
         return
+    run.log_metrics(numbers.metrics())
     with tempfile.TemporaryDirectory() as name:
         picture, values = Path(name) / "selection.png", Path(name) / "selection.json"
         picture.write_bytes(png_bytes(draw_selection(numbers)))

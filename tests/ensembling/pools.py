@@ -38,17 +38,19 @@ def make_codes(mode: str, seed: int, candidates: int, pixels: int = 120) -> tupl
 def make_pool(
     mode: str, codes: np.ndarray, truth: np.ndarray, metric: str = "val_iou", parts: int = 3
 ) -> CandidatePool:
-    """The pool of them, in several blocks."""
+    """The pool of them, in several blocks, those of each stretch of pixels being a part."""
     task = TASKS[mode]
-    blocks = []
+    divided = []
     for part in np.array_split(np.arange(codes.shape[2]), parts):
+        blocks = []
         for output, plane in enumerate(truth if mode == "multilabel" else truth[None]):
             order = part[np.argsort(plane[part], kind="stable")]
             counts = np.bincount(plane[part], minlength=task.num_outputs if mode == "multiclass" else 2).tolist()
             chosen = codes[:, output : output + 1] if mode == "multilabel" else codes
             blocks.append(Block(chosen[:, :, order], counts, output))
+        divided.append(blocks)
     names = [Snapshot(f"models:/m-{index}", "", index) for index in range(len(codes))]
-    return CandidatePool(names, task, metric, blocks)
+    return CandidatePool(names, task, metric, [block for blocks in divided for block in blocks], divided)
 
 
 def plain_score(mode: str, codes: np.ndarray, truth: np.ndarray, counts: list[int], metric: str) -> float:

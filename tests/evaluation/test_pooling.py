@@ -62,6 +62,35 @@ def test_codes_are_those_of_valid_pixels_sorted_by_truth(tmp_path, monkeypatch, 
     assert sum(part.shape[2] for parts in found.values() for part in parts) == (truths != IGNORE_INDEX).sum()
 
 
+@pytest.mark.parametrize(("groups", "parts", "expected"), [(3, 3, 3), (2, 3, 2), (1, 3, 1), (None, 3, 3), (3, 0, 1)])
+def test_parts_share_no_group_and_hold_every_pixel_once(tmp_path, monkeypatch, groups, parts, expected):
+    monkeypatch.setattr(pooling, "BLOCK_PIXELS", 300)
+    data = make_data(tmp_path / "set", "binary")
+    names = None if groups is None else [f"g{index % groups}" for index in range(len(data))]
+    if names is not None:
+        monkeypatch.setattr(type(data), "groups", property(lambda _: tuple(names)))
+    divided = pooling._divide(data, parts)
+    assert sorted(index for images in divided for index in images) == list(range(len(data)))
+    assert len(divided) == expected
+    if names is not None:
+        members = [{names[index] for index in images} for images in divided]
+        assert sum(map(len, members)) == groups
+    predicted = fill(PredictionCache(tmp_path / "cache"), data, 2)
+    snapshots = [Snapshot(f"models:/m-{index}", "", index) for index in range(2)]
+    (tmp_path / "whole").mkdir()
+    whole = make_pool(predicted, snapshots, data, "val_iou", tmp_path / "whole")
+    pool = make_pool(predicted, snapshots, data, "val_iou", tmp_path, parts)
+    assert whole.parts == ()
+    assert len(pool.parts) == (expected if expected > 1 else 0)
+    np.testing.assert_array_equal(pool.counted([0, 0], [0, 1]), whole.counted([0, 0], [0, 1]))
+    for part, images in zip(pool.parts, divided, strict=False):
+        valid = sum(int((data.read(index)[1] != IGNORE_INDEX).sum()) for index in images)
+        assert sum(sum(block.counts) for block in part) == valid
+        assert sum(sum(block.counts) for block in pool.without(pool.parts.index(part)).blocks) == (
+            whole.counted([0, 0], [0]).sum() - valid
+        )
+
+
 def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
     data = make_data(tmp_path / "set", "binary")
     monkeypatch.setattr(pooling.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10))

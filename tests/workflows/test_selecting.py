@@ -71,8 +71,20 @@ def test_greedy_selects_predicts_once_and_leaves_its_numbers(command, trained, t
     assert chosen == pytest.approx(dict(zip(values["members"], values["weights"], strict=True)))
     assert numbers["path"][numbers["kept"] - 1]["val_iou"] == max(step["val_iou"] for step in numbers["path"])
 
+    metrics = tracking.get_run(values["run_id"]).data.metrics
+    crossed = numbers["cross_fit"]
+    assert crossed["parts"] == 3
+    assert metrics["crossfit_selected_val_iou"] == pytest.approx(crossed["selected"])
+    assert metrics["crossfit_best_val_iou"] == pytest.approx(crossed["best"])
+    assert metrics["crossfit_all_val_iou"] == pytest.approx(
+        best_iou(sum(alone.values()) / 4, truth), abs=0.005
+    )  # one byte each
+    assert ("is luck: on images that had no say" in caplog.text) is not crossed["pays"]
+
     caplog.clear()
-    code, again, _ = command(*("ensemble", *GREEDY))
+    code, again, _ = command(*("ensemble", *GREEDY, "--cross-fit", "0"))
+    assert "no say" not in caplog.text
+    assert not any(name.startswith("crossfit") for name in tracking.get_run(again["run_id"]).data.metrics)
     assert "4 read from" in caplog.text
     assert "0 predicted" in caplog.text
     for same in ("members", "weights", "val", "test"):
@@ -150,3 +162,10 @@ def test_other_modes(command, mode, cache):
     code, values, _ = command("main", *options, "--selector", "greedy", "--views", "flips")
     assert code == 0
     assert sum(values["ensemble"]["weights"]) == pytest.approx(1)
+
+
+def test_one_part_is_refused_before_anything_is_looked_for(command, tracking):
+    code, _, errors = command(*("ensemble", *GREEDY, "--cross-fit", "1"))
+    assert code == 2
+    assert errors == ["error: cross_fit: expected 0 (off), or 2 parts or more, got 1"]
+    assert tracking.search_runs(["0"]) == []
