@@ -413,3 +413,17 @@ def test_camvid_becomes_a_folder_that_load_data_takes(tmp_path):
     assert camvid.convert(source, tmp_path / "half", every=2) == {"train": 1, "val": 1, "test": 1}
     with pytest.raises(FileExistsError, match="not empty"):
         camvid.convert(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("iou", "loss", "one", "said"),
+    [
+        ((0.012, 0.001, 0.02), -0.01, 0.009, "kept (one network 75 %)"),
+        ((0.012, -0.001, 0.02), -0.01, 0.012, "missed: certainty"),
+        ((0.008, 0.001, 0.02), 0.01, 0.004, "missed: IoU by 0.2 points, log-loss, one network (50 %)"),
+        ((-0.01, -0.02, 0.0), -0.1, 0.01, "missed: IoU by 2.0 points, certainty, one network (0 %)"),
+    ],
+)
+def test_the_target_is_kept_whole_or_what_is_missing_is_said(iou, loss, one, said):
+    single = statistics.Estimate(one, one, one)
+    assert overview.verdict(statistics.Estimate(*iou), statistics.Estimate(loss, loss, loss), single) == said
