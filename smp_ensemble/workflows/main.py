@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from smp_ensemble.workflows.combining import combination_of
-from smp_ensemble.workflows.ensemble import EnsembleResult, ensemble
+from smp_ensemble.workflows.ensemble import ensemble
 from smp_ensemble.workflows.promotion import check_champion, rule_of
 from smp_ensemble.workflows.results import Report
 from smp_ensemble.workflows.selecting import selecting_of
@@ -14,6 +14,7 @@ from smp_ensemble.workflows.train import TrainResult, train
 
 if TYPE_CHECKING:
     from smp_ensemble.typing import Task
+    from smp_ensemble.workflows.ensemble_result import EnsembleResult
     from smp_ensemble.workflows.options import MainOptions
 
 

@@ -17,7 +17,7 @@ from smp_ensemble.inference.engine import Engine
 from smp_ensemble.metrics.confusion import SegmentationScores
 from smp_ensemble.tracking import names
 from smp_ensemble.typing import Snapshot
-from smp_ensemble.workflows.ensemble import labels_of
+from smp_ensemble.workflows.ensemble_result import labels_of
 
 
 @pytest.fixture

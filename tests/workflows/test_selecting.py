@@ -64,6 +64,7 @@ def test_greedy_selects_predicts_once_and_leaves_its_numbers(command, trained, t
     assert {"selection.png", "selection.json"} <= kept
     path = tracking.download_artifacts(values["run_id"], "selection.json", str(tmp_path))
     numbers = json.loads(Path(path).read_text())
+    assert numbers == values["selection"]
     assert numbers["metric"] == "val_iou"
     for row in numbers["candidates"]:
         assert row["val_iou"] == pytest.approx(best_iou(alone[row["model"]], truth), abs=0.002)
