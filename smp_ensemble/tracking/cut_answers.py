@@ -9,6 +9,8 @@ MLflow lets plugins add authentication to its requests. This one adds a look at 
 
 from __future__ import annotations
 
+import contextlib
+import os
 from typing import TYPE_CHECKING
 
 from mlflow.tracking.request_auth.abstract_request_auth_provider import RequestAuthProvider
@@ -17,10 +19,25 @@ from requests.exceptions import ChunkedEncodingError
 from requests.utils import get_netrc_auth
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from requests import PreparedRequest, Response
 
-NAME = "smp_ensemble"
-"""Of the plugin, for `MLFLOW_TRACKING_AUTH`."""
+VARIABLE, NAME = "MLFLOW_TRACKING_AUTH", "smp_ensemble"
+"""Where MLflow reads which plugin it is to use, and the name of this one."""
+
+
+@contextlib.contextmanager
+def refused() -> Iterator[None]:
+    """While the block runs, in the whole process; a plugin that somebody chose in the environment holds."""
+    mine = VARIABLE not in os.environ
+    if mine:
+        os.environ[VARIABLE] = NAME
+    try:
+        yield
+    finally:
+        if mine:
+            os.environ.pop(VARIABLE, None)
 
 
 class WholeAnswers(RequestAuthProvider):

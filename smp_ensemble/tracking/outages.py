@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 RETRIES, TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
-PLUGIN = "MLFLOW_TRACKING_AUTH"
 FIRST_TIMEOUT, LONGEST_TIMEOUT = 10, 300
 """Seconds to wait for an answer; doubled after each failure, for a server that needs long to store a large file."""
 
@@ -72,11 +71,12 @@ def brief_calls(failures: int = 0) -> Iterator[None]:
     Args:
         failures: How often the call failed before.
     """
-    wanted = {RETRIES: 0, TIMEOUT: min(FIRST_TIMEOUT * 2**failures, LONGEST_TIMEOUT), PLUGIN: cut_answers.NAME}
+    wanted = {RETRIES: 0, TIMEOUT: min(FIRST_TIMEOUT * 2**failures, LONGEST_TIMEOUT)}
     mine = {name: str(value) for name, value in wanted.items() if name not in os.environ}
     os.environ.update(mine)
     try:
-        yield
+        with cut_answers.refused():
+            yield
     finally:
         for name in mine:
             os.environ.pop(name, None)

@@ -1,4 +1,7 @@
-"""What MLflow is asked about runs and logged models: page by page, in bulk, and with every value quoted."""
+"""What MLflow is asked about runs and logged models: page by page, in bulk, and with every value quoted.
+
+A page that was cut on its way is an error: it would look like the end of the list.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.tracking import names
+from smp_ensemble.tracking.cut_answers import refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -70,9 +74,10 @@ def run_pages(
     view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
     while True:
         try:
-            page = client.search_runs(
-                list(experiment_ids), filter_string, run_view_type=view, max_results=size, page_token=token
-            )
+            with refused():
+                page = client.search_runs(
+                    list(experiment_ids), filter_string, run_view_type=view, max_results=size, page_token=token
+                )
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
@@ -113,13 +118,14 @@ def ranked_pages(
         order["dataset_digest"] = dataset_digest
     token = None
     while True:
-        page = client.search_logged_models(
-            list(experiment_ids),
-            filter_string=READY_SNAPSHOTS,
-            max_results=size,
-            order_by=[order],
-            page_token=token,
-        )
+        with refused():
+            page = client.search_logged_models(
+                list(experiment_ids),
+                filter_string=READY_SNAPSHOTS,
+                max_results=size,
+                order_by=[order],
+                page_token=token,
+            )
         yield list(page)
         token = page.token
         size = min(PAGE, 2 * size)
@@ -143,9 +149,10 @@ def models_of(client: mlflow.MlflowClient, runs: Iterable[Run]) -> list[LoggedMo
         filter_string = f"{READY_SNAPSHOTS} AND source_run_id IN {among(info.run_id for info in part)}"
         token = None
         while True:
-            page = client.search_logged_models(
-                experiment_ids, filter_string=filter_string, max_results=PAGE, page_token=token
-            )
+            with refused():
+                page = client.search_logged_models(
+                    experiment_ids, filter_string=filter_string, max_results=PAGE, page_token=token
+                )
             found |= {model.model_id: model for model in page}
             token = page.token
             if not token:

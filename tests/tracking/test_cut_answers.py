@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import threading
+from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -15,8 +16,9 @@ import requests
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.request_auth.registry import fetch_auth
 
-from smp_ensemble.tracking.cut_answers import WholeAnswers, refuse_if_cut
-from smp_ensemble.tracking.outages import PLUGIN, brief_calls, is_passing
+from smp_ensemble.tracking import names, queries
+from smp_ensemble.tracking.cut_answers import VARIABLE, WholeAnswers, refuse_if_cut
+from smp_ensemble.tracking.outages import brief_calls, is_passing
 
 BODY = json.dumps({"experiment": {"experiment_id": "7", "name": "roofs", "lifecycle_stage": "active"}}).encode()
 STATUS = b"HTTP/1.1 200 OK\r\nServer: uvicorn\r\nContent-Type: application/json\r\n"
@@ -65,7 +67,7 @@ class Answering:
 
 @pytest.fixture
 def server(monkeypatch):
-    for name in (PLUGIN, "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
+    for name in (VARIABLE, "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     answering = Answering()
     yield answering
@@ -102,6 +104,21 @@ def test_mlflow_alone_takes_a_cut_answer_for_an_empty_one(server):
     assert list(mlflow.MlflowClient(server.address).search_runs(["7"])) == []
     with brief_calls(), pytest.raises(MlflowException, match="was cut within its headers"):
         mlflow.MlflowClient(server.address).search_runs(["7"])
+
+
+def test_a_page_that_was_cut_is_not_the_end_of_a_list(server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    server.answer = STATUS
+    client = mlflow.MlflowClient(server.address)
+    info, data = SimpleNamespace(run_id="1", experiment_id="7"), SimpleNamespace(tags={names.MODEL_ID: "m-1"})
+    for ask in (
+        lambda: queries.find_runs(client, ["7"], ""),
+        lambda: list(queries.ranked_pages(client, ["7"], "val_iou", None)),
+        lambda: queries.models_of(client, [SimpleNamespace(info=info, data=data)]),
+    ):
+        with pytest.raises(MlflowException, match="was cut within its headers"):
+            ask()
+    assert VARIABLE not in os.environ
 
 
 def test_an_answer_that_says_it_is_empty_is_empty(server):
@@ -154,9 +171,9 @@ def test_who_asks_stays_who_asks(server, monkeypatch, tmp_path, in_netrc, in_env
 
 
 def test_a_plugin_that_somebody_chose_holds(monkeypatch):
-    monkeypatch.setenv(PLUGIN, "kubernetes")
+    monkeypatch.setenv(VARIABLE, "kubernetes")
     with brief_calls():
-        assert os.environ[PLUGIN] == "kubernetes"
+        assert os.environ[VARIABLE] == "kubernetes"
 
 
 def test_the_plugin_is_found_by_its_name():
