@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 SINGLE: Key = (BASELINE, "last")
 SHOWN = (
-    "last", "refreshed", "crops", "best", "best of crops", "all", "all refreshed", "greedy",
-    "greedy refreshed", "soup", "soup crops", "soup best", "flips",
+    "last", "refreshed", "crops", "best", "best of crops", "all", "all refreshed", "all best",
+    "greedy", "greedy refreshed", "soup", "soup crops", "soup best", "flips",
 )  # fmt: skip
 CHOSEN, CHOSEN_SINGLE = ("chosen on val", ""), ("chosen on val, one network", "")
 CHOSEN_WIDE = ("chosen on val of other folds too", "")
@@ -49,6 +49,7 @@ WORDS = {
     "crops": "last snapshot, batch norm of crops",
     "all": "mean of all",
     "all refreshed": "mean of all, batch norm refreshed",
+    "all best": "mean of all, batch norm chosen on val",
     "greedy": "greedy",
     "greedy refreshed": "greedy, batch norm refreshed",
     "soup": "average of the weights",

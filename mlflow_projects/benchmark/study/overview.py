@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 BEGIN, END = "<!-- tables: written by accuracy.py -->", "<!-- end of the tables -->"
 COLUMNS = (
-    ("single, batch norm refreshed", "single", ("refreshed",)),
+    ("single, batch norm chosen on val", "single", ("best",)),
     ("swa", "swa", ("last",)),
-    ("swa, batch norm of crops", "swa", ("crops",)),
+    ("swa, batch norm chosen on val", "swa", ("best of crops",)),
     ("ema", "ema", ("last",)),
     ("fge", "fge", ("all", "last")),
-    ("fge, batch norm refreshed", "fge", ("all refreshed", "refreshed")),
+    ("fge, batch norm chosen on val", "fge", ("all best", "best")),
     ("fge, average of the weights", "fge", ("soup",)),
     ("snapshot", "snapshot", ("all",)),
-    ("snapshot, batch norm refreshed", "snapshot", ("all refreshed",)),
+    ("snapshot, batch norm chosen on val", "snapshot", ("all best",)),
     ("snapshot, average of the weights", "snapshot", ("soup",)),
     ("three seeds", SEEDS, ("all",)),
     ("chosen on val", "", ("",)),
@@ -43,6 +43,7 @@ KINDS = ("blur", "brightness")
 STATISTICS = {
     "refreshed": ("last", "images, not running averages"),
     "all refreshed": ("all", "images, not running averages"),
+    "all best": ("all", "chosen on val, not running averages"),
     "crops": ("last", "crops, not images"),
     "best": ("last", "chosen on val, not running averages"),
     "best of crops": ("last", "chosen on val, not images"),

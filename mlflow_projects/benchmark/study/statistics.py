@@ -28,7 +28,12 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 RESAMPLES = 4000
-BEST = {"best": ("last", "refreshed"), "best of crops": ("last", "crops"), "soup best": ("soup", "soup crops")}
+BEST = {
+    "best": ("last", "refreshed"),
+    "best of crops": ("last", "crops"),
+    "all best": ("all", "all refreshed"),
+    "soup best": ("soup", "soup crops"),
+}
 """Systems that follow from two others: in each cell the one with the smaller log-loss on validation data."""
 Key = tuple[str, str]
 
