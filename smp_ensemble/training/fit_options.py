@@ -70,12 +70,12 @@ class FitOptions:
     devices: int | str = 1
     num_nodes: int = 1
     # Averages, on images, on crops, and chosen on validation data:
-    # Evidence: aerial-small-long, 24 epochs, swa last: +0.06 points
-    # Evidence: aerial-small-long, 24 epochs, swa crops: +1.13 points
-    # Evidence: aerial-small-long, 24 epochs, swa best of crops: +1.40 points
+    # Evidence: aerial-small-long, 24 epochs, swa last: -0.28 points
+    # Evidence: aerial-small-long, 24 epochs, swa crops: +0.68 points
+    # Evidence: aerial-small-long, 24 epochs, swa best of crops: +0.86 points
     # All else: worth its passes in a short training, and nothing in one four times as long.
     # Evidence: aerial-binary-small, 6 epochs, single best: -62.8 thousandths
-    # Evidence: aerial-small-long, 24 epochs, single best: -0.9 thousandths
+    # Evidence: aerial-small-long, 24 epochs, single best: -0.2 thousandths
     batch_norm: str = "auto"
 
     def __post_init__(self) -> None:
