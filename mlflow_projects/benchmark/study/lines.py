@@ -72,6 +72,11 @@ def candidates_of(study: Study, systems: Mapping[Key, Mapping[tuple[int, int], d
     ]
 
 
+def is_crossed(systems: Mapping[Key, Mapping[tuple[int, int], dict[str, Any]]], candidates: Collection[Key]) -> bool:
+    """Whether any candidate has a cross-fitted score, so that its own one chooses otherwise."""
+    return any("cross_iou" in values for key in candidates for values in systems[key].values())
+
+
 def lines_of(study: Study, systems: Mapping[Key, Mapping[tuple[int, int], dict[str, Any]]]) -> list[Line]:
     """All systems that have at least one seed with all folds; the baseline first, then by what is said of them."""
     base = table_of(systems.get(SINGLE, {}), study.folds)
@@ -85,12 +90,11 @@ def lines_of(study: Study, systems: Mapping[Key, Mapping[tuple[int, int], dict[s
             if found is not None:
                 tables[method, system] = found
     candidates = candidates_of(study, systems)
-    crossed = any("cross_iou" in values for key in candidates for values in systems[key].values())
     for name, keys, how in (
         (CHOSEN, candidates, {}),
         (CHOSEN_SINGLE, [key for key in candidates if tables[key].mean("cost") == 1], {}),
         (CHOSEN_WIDE, candidates, {"wide": True}),
-        (CHOSEN_OWN, candidates if crossed else [], {"own": True}),
+        (CHOSEN_OWN, candidates if is_crossed(systems, candidates) else [], {"own": True}),
     ):
         picked, _ = choose(systems, keys, study.folds, **how)
         found = table_of(picked, study.folds)

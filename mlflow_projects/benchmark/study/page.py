@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from study.figures import draw_curves, draw_differences, runs_of
-from study.lines import CHOSEN, CHOSEN_SINGLE, SINGLE, WORDS, Line, candidates_of, lines_of
+from study.lines import CHOSEN, CHOSEN_SINGLE, SINGLE, WORDS, Line, candidates_of, is_crossed, lines_of
 from study.plan import BASELINE, SEEDS, TUNE, Study, cells_of
 from study.statistics import choose, collect, difference, pooled, table_of
 from study.systems import REPORTED
@@ -146,7 +146,13 @@ def _choices(study: Study, systems: Mapping[Key, Mapping[tuple[int, int], dict[s
         _, names = choose(systems, candidates_of(study, systems), study.folds, wide=wide)
         listed = [f"fold {fold}: {method}, {WORDS[system]}" for fold, (method, system) in sorted(names.items())]
         found.append(f"Chosen for each fold on {words}: {'; '.join(listed)}.")
-    return "\n".join([*found, "Flips, and methods with fewer seeds, take no part.\n"])
+    found.append("Flips, and methods with fewer seeds, take no part.")
+    if is_crossed(systems, candidates_of(study, systems)):
+        found += [
+            "A greedy selection is judged by its cross-fitted score: each group of validation images by what is",
+            'selected on the others. "val IoU" in the table is that on the images it was selected on.',
+        ]
+    return "\n".join([*found, ""])
 
 
 def _verdict(lines: Sequence[Line]) -> str:
