@@ -26,6 +26,11 @@ PARAM_LIMIT = 6000
 """Longest value that MLflow keeps for a param, in characters."""
 
 
+DATASET_TRIES = 3
+"""MLflow looks for a data set, and adds it if it is new: of two runs that do so at the same moment one is refused, by
+its database, in words that differ; the next time it finds the other's."""
+
+
 def experiment_id_of(client: mlflow.MlflowClient, experiment: str | None) -> str:
     """The id of an experiment by name, created if need be; None: what MLflow's environment says, else `Default`.
 
@@ -119,7 +124,15 @@ class TrackedRun:
             source=dataset.source,
             profile=f'{{"images": {dataset.count}}}',
         )
-        self.client.log_inputs(self.run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
+        inputs = [DatasetInput(entity, [InputTag("mlflow.data.context", context)])]
+        for tries_left in reversed(range(DATASET_TRIES)):
+            try:
+                self.client.log_inputs(self.run_id, inputs)
+            except MlflowException as error:
+                if not tries_left or not any(word in str(error).lower() for word in ("unique", "duplicate")):
+                    raise
+            else:
+                return
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Keeps a file as an artifact."""

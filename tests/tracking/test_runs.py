@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import mlflow
 import pytest
+import sqlalchemy
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.tracking import names
-from smp_ensemble.tracking.runs import ending, experiment_id_of, fail_project_run, open_run, reopen, tracked_run
+from smp_ensemble.tracking.runs import (
+    DATASET_TRIES,
+    ending,
+    experiment_id_of,
+    fail_project_run,
+    open_run,
+    reopen,
+    tracked_run,
+)
 from smp_ensemble.typing import DatasetReference
 
 
@@ -138,3 +149,44 @@ def test_metrics_that_are_there_are_not_kept_again(tracking):
     run.log_new_metrics({"a": 1.0})
     run.log_new_metrics({"a": 1.0, "b": 2.0})
     assert [len(tracking.get_metric_history(run.run_id, name)) for name in "ab"] == [1, 1]
+
+
+DATA = DatasetReference("roofs-val", "abc", "there", 4)
+
+
+def test_of_two_runs_that_log_the_same_data_at_once_both_have_it(tracking):
+    """The other run adds them between this one's look and its own insert, which the database then refuses."""
+    first, second = open_run("training"), open_run("training")
+    inserted = []
+
+    def meanwhile(connection, cursor, statement, *_):
+        if statement.startswith("INSERT INTO datasets") and not inserted:
+            inserted.append(statement)
+            second.log_dataset(DATA, "validation")
+
+    sqlalchemy.event.listen(sqlalchemy.engine.Engine, "before_cursor_execute", meanwhile)
+    try:
+        first.log_dataset(DATA, "validation")
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.engine.Engine, "before_cursor_execute", meanwhile)
+    assert inserted
+    for run in (first, second):
+        (found,) = tracking.get_run(run.run_id).inputs.dataset_inputs
+        assert (found.dataset.name, found.dataset.digest) == ("roofs-val", "abc")
+
+
+@pytest.mark.parametrize(
+    ("said", "calls"),
+    [("(psycopg2.errors.UniqueViolation) duplicate key value", DATASET_TRIES), ("run is deleted", 1)],
+)
+def test_what_is_refused_again_and_again_is_said(tracking, monkeypatch, said, calls):
+    run, asked = open_run("training"), []
+
+    def refuse(*_):
+        asked.append(1)
+        raise MlflowException(said, error_code=INVALID_PARAMETER_VALUE)
+
+    monkeypatch.setattr(run.client, "log_inputs", refuse)
+    with pytest.raises(MlflowException, match="run is deleted|duplicate key"):
+        run.log_dataset(DATA, "validation")
+    assert len(asked) == calls
