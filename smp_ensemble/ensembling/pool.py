@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from smp_ensemble.ensembling.tally import MOST_ADDITIONS, best_cuts, count_sums, decide, score_counts, score_sums
+from smp_ensemble.ensembling.tally import MOST_ADDITIONS, best_cuts, count_sums, decide, score_counts
 from smp_ensemble.exceptions import ConfigError
 from smp_ensemble.registry import nearest
 
@@ -113,22 +113,27 @@ class CandidatePool:
         return self._scores(counts, add, "nll")
 
     def _scores(self, counts: Sequence[int], add: Sequence[int], metric: str) -> npt.NDArray[np.float64]:
+        return score_counts(self._counted(self.blocks, counts, add, metric), self.task.mode, metric)
+
+    def _counted(
+        self, blocks: Iterable[Block], counts: Sequence[int], add: Sequence[int], metric: str
+    ) -> npt.NDArray[np.int64]:
         if sum(counts) >= MOST_ADDITIONS:
             raise ConfigError(f"expected a mean of at most {MOST_ADDITIONS} contributions, got {sum(counts) + 1}")
-        return score_sums(self.blocks, counts, add, self.task.mode, self.task.num_outputs, metric)
+        return count_sums(blocks, counts, add, self.task.mode, self.task.num_outputs, metric)
 
-    def counted(
-        self, counts: Sequence[int], add: Sequence[int], blocks: Iterable[Block] | None = None
-    ) -> npt.NDArray[np.int64]:
+    def counted(self, counts: Sequence[int], add: Sequence[int], blocks: Iterable[Block]) -> npt.NDArray[np.int64]:
         """The pixels behind `scores_with`, of some blocks alone: what parts give may be added up.
 
         Args:
             counts: How often each candidate contributes so far.
             add: Candidates, by their place; the first axis of what is returned.
-            blocks: Some of the data; None: all.
+            blocks: Some of the data.
+
+        Raises:
+            ConfigError: More than 257 contributions.
         """
-        metric, task = self.metric.removeprefix("val_"), self.task
-        return count_sums(self.blocks if blocks is None else blocks, counts, add, task.mode, task.num_outputs, metric)
+        return self._counted(blocks, counts, add, self.metric.removeprefix("val_"))
 
     def scored(self, counted: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """The metric of what `counted` returned."""

@@ -67,13 +67,13 @@ def decide(codes: npt.NDArray[np.uint8], cuts: npt.NDArray[np.int64] | None) -> 
     return np.stack([_argmax(one.astype(np.uint16)) for one in codes])
 
 
-def score_sums(
+def count_sums(
     blocks: Iterable[Block], counts: Sequence[int], add: Sequence[int], mode: Mode, outputs: int, metric: str
-) -> npt.NDArray[np.float64]:
-    """What a metric is for each mean of the candidates so far and one more.
+) -> npt.NDArray[np.int64]:
+    """What `score_counts` needs of each mean of the candidates so far and one more; different blocks' may be added up.
 
     Args:
-        blocks: All of the data.
+        blocks: Of the data, all or some.
         counts: How often each candidate is in the sum.
         add: Candidates to add, each for itself.
         mode: Says how pixels are decided.
@@ -81,18 +81,8 @@ def score_sums(
         metric: `iou`, `dice` or `nll`.
 
     Returns:
-        Shape `(len(add),)`.
-    """
-    return score_counts(count_sums(blocks, counts, add, mode, outputs, metric), mode, metric)
-
-
-def count_sums(
-    blocks: Iterable[Block], counts: Sequence[int], add: Sequence[int], mode: Mode, outputs: int, metric: str
-) -> npt.NDArray[np.int64]:
-    """The pixels behind `score_sums`, first axis `len(add)`: those of different blocks may be added up.
-
-    They are `(n, 3, K)` true positives, false positives and false negatives where classes are decided by the likeliest
-    one; else histograms of probabilities, `(n, K, 2, 256)`.
+        True positives, false positives and false negatives, `(len(add), 3, K)`, where the likeliest class decides; else
+        histograms of probabilities, `(len(add), K, 2, 256)`.
     """
     size = sum(counts) + 1
     if mode == "multiclass" and metric != "nll":

@@ -9,8 +9,6 @@ MLflow lets plugins add authentication to its requests. This one adds a look at 
 
 from __future__ import annotations
 
-import contextlib
-import os
 from typing import TYPE_CHECKING
 
 from mlflow.tracking.request_auth.abstract_request_auth_provider import RequestAuthProvider
@@ -18,8 +16,10 @@ from requests.auth import AuthBase, HTTPBasicAuth
 from requests.exceptions import ChunkedEncodingError
 from requests.utils import get_netrc_auth
 
+from smp_ensemble.tracking.environment import unless_set
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import contextlib
 
     from requests import PreparedRequest, Response
 
@@ -27,17 +27,9 @@ VARIABLE, NAME = "MLFLOW_TRACKING_AUTH", "smp_ensemble"
 """Where MLflow reads which plugin it is to use, and the name of this one."""
 
 
-@contextlib.contextmanager
-def refused() -> Iterator[None]:
+def refused() -> contextlib.AbstractContextManager[None]:
     """While the block runs, in the whole process; a plugin that somebody chose in the environment holds."""
-    mine = VARIABLE not in os.environ
-    if mine:
-        os.environ[VARIABLE] = NAME
-    try:
-        yield
-    finally:
-        if mine:
-            os.environ.pop(VARIABLE, None)
+    return unless_set({VARIABLE: NAME})
 
 
 class WholeAnswers(RequestAuthProvider):

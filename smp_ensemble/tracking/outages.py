@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import random
 import time
 from typing import TYPE_CHECKING, TypeVar
@@ -20,6 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from smp_ensemble.exceptions import TrackingError
 from smp_ensemble.tracking import cut_answers
+from smp_ensemble.tracking.environment import unless_set
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,14 +72,8 @@ def brief_calls(failures: int = 0) -> Iterator[None]:
         failures: How often the call failed before.
     """
     wanted = {RETRIES: 0, TIMEOUT: min(FIRST_TIMEOUT * 2**failures, LONGEST_TIMEOUT)}
-    mine = {name: str(value) for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(mine)
-    try:
-        with cut_answers.refused():
-            yield
-    finally:
-        for name in mine:
-            os.environ.pop(name, None)
+    with unless_set(wanted), cut_answers.refused():
+        yield
 
 
 def next_pause(pause: float) -> float:

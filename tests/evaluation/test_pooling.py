@@ -82,12 +82,14 @@ def test_parts_share_no_group_and_hold_every_pixel_once(tmp_path, monkeypatch, g
     pool = make_pool(predicted, snapshots, data, "val_iou", tmp_path, parts)
     assert whole.parts == ()
     assert len(pool.parts) == (expected if expected > 1 else 0)
-    np.testing.assert_array_equal(pool.counted([0, 0], [0, 1]), whole.counted([0, 0], [0, 1]))
+    np.testing.assert_array_equal(
+        pool.counted([0, 0], [0, 1], pool.blocks), whole.counted([0, 0], [0, 1], whole.blocks)
+    )
     for part, images in zip(pool.parts, divided, strict=False):
         valid = sum(int((data.read(index)[1] != IGNORE_INDEX).sum()) for index in images)
         assert sum(sum(block.counts) for block in part) == valid
         assert sum(sum(block.counts) for block in pool.without(pool.parts.index(part)).blocks) == (
-            whole.counted([0, 0], [0]).sum() - valid
+            whole.counted([0, 0], [0], whole.blocks).sum() - valid
         )
 
 

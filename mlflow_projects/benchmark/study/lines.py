@@ -22,6 +22,8 @@ SHOWN = (
 CHOSEN, CHOSEN_SINGLE = ("chosen on val", ""), ("chosen on val, one network", "")
 CHOSEN_WIDE = ("chosen on val of other folds too", "")
 CHOSEN_OWN = ("chosen on val, greedy by its own score", "")
+LEAST_GAIN, LEAST_SHARE = 0.01, 0.7
+"""The target of the studies: test IoU that is gained, and the share of it that one network keeps."""
 
 
 @dataclass(frozen=True)

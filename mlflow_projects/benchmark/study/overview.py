@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from study.figures import draw_overview
-from study.lines import CHOSEN, CHOSEN_SINGLE, CHOSEN_WIDE, SINGLE, lines_of
+from study.lines import CHOSEN, CHOSEN_SINGLE, CHOSEN_WIDE, LEAST_GAIN, LEAST_SHARE, SINGLE, lines_of
 from study.plan import SEEDS, cells_of, read_rows, read_study
 from study.statistics import collect, difference, pooled, table_of
 
@@ -35,9 +35,6 @@ COLUMNS = (
 )
 """Heading, trainer, and the names of the system to take, the first that is there."""
 
-
-LEAST_GAIN, LEAST_SHARE = 0.01, 0.7
-"""The target of the studies: test IoU that is gained, and the share of it that one network keeps."""
 
 KINDS = ("blur", "brightness")
 STATISTICS = {

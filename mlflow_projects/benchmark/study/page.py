@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from study.figures import draw_curves, draw_differences, runs_of
-from study.lines import CHOSEN, CHOSEN_SINGLE, SINGLE, WORDS, Line, candidates_of, is_crossed, lines_of
+from study.lines import (
+    CHOSEN,
+    CHOSEN_SINGLE,
+    LEAST_GAIN,
+    LEAST_SHARE,
+    SINGLE,
+    WORDS,
+    Line,
+    candidates_of,
+    is_crossed,
+    lines_of,
+)
 from study.plan import BASELINE, SEEDS, TUNE, Study, cells_of
 from study.statistics import choose, collect, difference, pooled, table_of
 from study.systems import REPORTED
@@ -162,14 +173,14 @@ def _verdict(lines: Sequence[Line]) -> str:
     if chosen is None or one is None:
         return ""
     gain, low = 100 * chosen.iou.value, 100 * chosen.iou.low
-    first = "kept" if gain >= 1 and low > 0 else "missed"
+    first = "kept" if chosen.iou.value >= LEAST_GAIN and low > 0 else "missed"
     second = "kept" if chosen.nll.value < 0 else "missed"
     if second == "kept" and not chosen.nll.certain:
         second = "kept, not for certain"
     third = "there is no certain gain to keep"
     if low > 0:
         share = one.iou.value / chosen.iou.value
-        third = f"**{'kept' if share >= 0.7 else 'missed'}** ({100 * share:.0f} %)"
+        third = f"**{'kept' if share >= LEAST_SHARE else 'missed'}** ({100 * share:.0f} %)"
     return "\n".join(
         [
             "Against the target:",
